@@ -1,0 +1,1 @@
+"""Chinchilla: the best transformer your compute can buy."""

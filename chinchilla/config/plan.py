@@ -1,0 +1,93 @@
+"""What the planner decided, and what it predicts."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from chinchilla.config.estimate import Estimate
+from chinchilla.config.frozen import Frozen
+from chinchilla.config.machine import Machine, Precision
+from chinchilla.config.shape import Shape
+
+OptimizerKind = Literal["adamw", "muon"]
+ScheduleKind = Literal["cosine", "wsd"]
+TaskName = Literal["translate", "generate"]
+
+
+class Training(Frozen):
+    """Every setting the trainer obeys; nothing is left open.
+
+    A step sees about `batch_tokens` real (non-padding) tokens, in `accumulation` micro-batches. Learning rates
+    are peak rates. `ema_decay` and `dropout` are off at 0; `clip_norm` is off at 0.
+    """
+
+    steps: int
+    batch_tokens: int
+    accumulation: int
+    optimizer: OptimizerKind
+    learning_rate: float
+    embedding_learning_rate: float
+    weight_decay: float
+    schedule: ScheduleKind
+    warmup_steps: int
+    decay_fraction: float
+    clip_norm: float
+    label_smoothing: float
+    dropout: float
+    ema_decay: float
+    reconstruct_weight: float
+    mask_rate: float
+    precision: Precision
+    compile: bool
+    threads: int
+    eval_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    log_every: int
+    seed: int
+
+
+class Decision(Frozen):
+    """One line of the plan's table: a value and why it was chosen."""
+
+    name: str
+    value: str
+    reason: str
+
+
+class Probe(Frozen):
+    """One short probe run: a candidate shape trained for `time_s` seconds."""
+
+    shape: Shape
+    precision: Precision
+    compile: bool
+    num_params: int
+    tokens: int
+    time_s: float
+    step_time_s: float
+    loss: float
+    predicted_loss: float | None = None
+
+
+class Plan(Frozen):
+    """A complete plan: the model, its training, predictions with their source, and a reason for each choice.
+
+    `predicted` holds, where it applies: `step_time_s`, `train_time_s`, `tokens`, `loss` (validation,
+    nats a token), `memory_bytes` (peak resident), `size_bytes` (weights on disk), `flops`.
+    """
+
+    task: TaskName
+    shape: Shape
+    training: Training
+    num_params: int
+    flops_per_token: float
+    unique_tokens: int
+    tokens_per_step: float
+    bytes_per_token: float
+    machine: Machine
+    predicted: dict[str, Estimate]
+    decisions: tuple[Decision, ...]
+    probes: tuple[Probe, ...] = ()
+    planning_time_s: float = 0.0
+    budget_time_s: float | None = Field(default=None, description="the time budget, planning included")
+    budget_flops: float | None = None

@@ -1,0 +1,93 @@
+"""Numbers as people write them: "10m", "20MB", "3e14".
+
+The field's kind decides what a suffix means: `m` is minutes for a time and millions for a count.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_NUMBER = re.compile(r"^\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*$")
+
+TIME_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+SIZE_BYTES = {
+    "": 1.0,
+    "B": 1.0,
+    "kB": 1e3,
+    "KB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "KiB": 2.0**10,
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
+    "TiB": 2.0**40,
+}
+COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6, "b": 1e9, "B": 1e9, "g": 1e9, "G": 1e9}
+COUNT |= {"t": 1e12, "T": 1e12, "P": 1e15, "E": 1e18}
+
+
+def parse(text: object, units: Mapping[str, float], kind: str) -> Any:
+    """Turn "10m" into a number in base units; what is not text is returned as it is.
+
+    Raises:
+        ValueError: the text is not a number with one of the known suffixes.
+    """
+    if not isinstance(text, str):
+        return text
+    match = _NUMBER.match(text)
+    if match is None or match[2] not in units:
+        known = ", ".join(unit for unit in units if unit)
+        raise ValueError(f"{text!r} is not a {kind}: write a number, with one of {known} if you like")
+    try:
+        return float(match[1]) * units[match[2]]
+    except ValueError:
+        raise ValueError(f"{text!r} is not a {kind}: {match[1]!r} is not a number") from None
+
+
+def _parser(units: Mapping[str, float], kind: str) -> Callable[[object], Any]:
+    return lambda text: parse(text, units, kind)
+
+
+def _whole(value: Any) -> Any:
+    """Accept 2e6 where a whole number is meant; leave the refusing to pydantic."""
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return int(value)
+    return value
+
+
+TimeS = Annotated[float, BeforeValidator(_parser(TIME_S, "time"))]
+SizeBytes = Annotated[int, BeforeValidator(_whole), BeforeValidator(_parser(SIZE_BYTES, "size"))]
+Flops = Annotated[float, BeforeValidator(_parser(COUNT, "count"))]
+Count = Annotated[int, BeforeValidator(_whole), BeforeValidator(_parser(COUNT, "count"))]
+
+
+def show_time(seconds: float) -> str:
+    """Write a duration shortly: "8m05s", "2.3s", "1h02m"."""
+    if seconds < 10:
+        return f"{seconds:.2g}s" if seconds >= 0.001 else f"{seconds * 1e6:.0f}µs"
+    if seconds < 90:
+        return f"{seconds:.0f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def show_count(value: float) -> str:
+    """Write a count with three figures and a suffix: "4.72M", "3.1e+14" above 1000T."""
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size <= abs(value) < size * 1e3:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def show_bytes(value: float) -> str:
+    """Write a size with three figures: "18.2 MB"."""
+    for size, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {suffix}"
+    return f"{value:.0f} B"

@@ -1,0 +1,133 @@
+"""Multi-head attention with grouped keys and values (Vaswani 2017; Ainslie 2023), on PyTorch's fused kernel.
+
+Kinds: `full`; `gated`, an input-dependent gate a head after the attention; `block`, whose cost grows as
+length^1.5 (see `block_attention`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chinchilla.config.shape import Shape
+from chinchilla.models.block_attention import block_attention, block_mask, with_summaries
+from chinchilla.models.cache import LayerCache
+from chinchilla.models.position import rotate
+
+Rotation = tuple[Tensor, Tensor]
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Scaled dot-product attention.
+
+    `query` (batch, heads, queries, head_dim); `keys`, `values` (batch, kv_heads, length, head_dim); `mask`
+    boolean, True where to attend, broadcastable to (batch, heads, queries, length).
+    """
+    grouped = query.shape[1] != keys.shape[1]
+    return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, enable_gqa=grouped)
+
+
+def causal_mask(queries: int, length: int, device: torch.device) -> Tensor:
+    """`(queries, length)`, True where the last `queries` of `length` positions may look."""
+    return torch.ones(queries, length, dtype=torch.bool, device=device).tril(length - queries)
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence to itself."""
+
+    def __init__(self, shape: Shape, causal: bool) -> None:
+        super().__init__()
+        self.kind = shape.attention
+        self.causal = causal
+        self.num_heads, self.num_kv_heads, self.head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        self.block_len, self.block_summaries = shape.block_len, shape.block_summaries
+        width = shape.num_heads * shape.head_dim
+        self.qkv = nn.Linear(shape.dim, width + 2 * shape.num_kv_heads * shape.head_dim, bias=shape.bias)
+        self.out = nn.Linear(width, shape.dim, bias=shape.bias)
+        self.query_norm = nn.RMSNorm(shape.head_dim, eps=shape.norm_eps) if shape.qk_norm else None
+        self.key_norm = nn.RMSNorm(shape.head_dim, eps=shape.norm_eps) if shape.qk_norm else None
+        self.gate = nn.Linear(shape.dim, shape.num_heads) if shape.attention == "gated" else None
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """`x` (batch, length, dim) → the same shape.
+
+        `mask` (batch, key_length) is True at real tokens; with a cache it covers the cached keys too.
+        """
+        query, key, value = self._project(x, rotation)
+        fresh = cache is None or cache.length == 0
+        if cache is not None:
+            key, value = cache.append(key, value)
+        if self.kind == "block":
+            joined = self._block(query, key, value, mask, fresh)
+        else:
+            joined = self._full(query, key, value, mask, fresh)
+        if self.gate is not None:
+            joined = joined * torch.sigmoid(self.gate(x)).transpose(1, 2)[..., None]
+        return self.out(joined.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        heads = self.qkv(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        query, key, value = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
+        return query, key, value
+
+    def _full(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, fresh: bool) -> Tensor:
+        queries, length = query.shape[2], key.shape[2]
+        keep = None if mask is None else mask[:, None, None, :]
+        if self.causal and keep is None and fresh:
+            return attend(query, key, value, None, causal=True)
+        if self.causal and queries > 1:
+            past = causal_mask(queries, length, query.device)
+            keep = past if keep is None else past & keep
+        return attend(query, key, value, keep, causal=False)
+
+    def _block(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, fresh: bool) -> Tensor:
+        if fresh:
+            return block_attention(query, key, value, mask, self.block_len, self.causal, self.block_summaries)
+        # A few new tokens against a long cache: building blocks would cost more than the masked form.
+        keys, values = with_summaries(key, value, mask, self.block_len)
+        keep = block_mask(
+            key.shape[2], mask, self.block_len, self.causal, self.block_summaries, key.device, query.shape[2]
+        )
+        return attend(query, keys, values, keep, causal=False)
+
+
+class CrossAttention(nn.Module):
+    """Attention of a decoder to an encoder's output; always full."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        width = shape.num_heads * shape.head_dim
+        self.query = nn.Linear(shape.dim, width, bias=shape.bias)
+        self.kv = nn.Linear(shape.dim, 2 * shape.num_kv_heads * shape.head_dim, bias=shape.bias)
+        self.out = nn.Linear(width, shape.dim, bias=shape.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """`x` (batch, length, dim), `memory` (batch, source, dim), `mask` (batch, source) → (batch, length, dim)."""
+        query = self.query(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        keys, values = self._memory(memory, cache)
+        keep = None if mask is None else mask[:, None, None, :]
+        joined = attend(query, keys, values, keep, causal=False)
+        return self.out(joined.transpose(1, 2).flatten(2))
+
+    def _memory(self, memory: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
+        if cache is not None and cache.keys is not None and cache.values is not None:
+            return cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
+        heads = self.kv(memory).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        keys, values = heads.chunk(2, dim=1)
+        return (keys, values) if cache is None else cache.append(keys, values)

@@ -1,0 +1,116 @@
+"""Heads: hidden states to answers, and the losses that go with them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PIECE_TOKENS = 512
+"""Positions whose logits exist at one time; 512 × 8,192 in bf16 stays inside a core's cache."""
+
+IGNORE = -100
+"""The label of a position that carries no loss."""
+
+
+class _TokenLoss(torch.autograd.Function):
+    """Cross-entropy of a linear head in pieces: neither the logits nor their gradient ever exist whole.
+
+    The gradients are made in the forward pass, while each piece is in cache, and scaled in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        low = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else hidden.dtype
+        table = weight.to(low)
+        needs_grad = any(ctx.needs_input_grad[:3])
+        grad_hidden = torch.empty_like(hidden) if needs_grad else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad and bias is not None else None
+        total = torch.zeros((), device=hidden.device)
+        plain = torch.zeros((), device=hidden.device)
+        for start in range(0, len(hidden), PIECE_TOKENS):
+            piece = slice(start, start + PIECE_TOKENS)
+            states, wanted = hidden[piece].to(low), labels[piece]
+            logits = F.linear(states, table).float()
+            if bias is not None:
+                logits += bias
+            picked = logits.gather(1, wanted[:, None])[:, 0]
+            mean = logits.mean(1) if smoothing else None
+            peak = logits.amax(1, keepdim=True)
+            weights = logits.sub_(peak).exp_()
+            sums = weights.sum(1, keepdim=True)
+            normalizer = (sums.log() + peak)[:, 0]
+            plain += (normalizer - picked).sum()
+            if mean is None:
+                total += (normalizer - picked).sum()
+            else:
+                total += (normalizer - (1 - smoothing) * picked - smoothing * mean).sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            gradient = weights.div_(sums)
+            if smoothing:
+                gradient -= smoothing / logits.shape[1]
+            gradient.scatter_add_(1, wanted[:, None], gradient.new_full((len(wanted), 1), smoothing - 1))
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
+            lowered = gradient.to(low)
+            grad_hidden[piece] = lowered @ table
+            grad_weight += lowered.t() @ states
+        if needs_grad:
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(plain)
+        return total, plain
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, grad_plain: Tensor) -> Any:
+        scaled = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
+        return (*scaled, None, None)
+
+
+def _autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
+class TokenHead(nn.Module):
+    """A linear map from hidden states to the vocabulary; its weight is the embedding table's when tied."""
+
+    def __init__(self, dim: int, vocab_size: int, bias: bool, tied: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim)) if tied is None else tied
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`hidden` (…, dim) → logits (…, vocab_size)."""
+        return F.linear(hidden, self.weight, self.bias)
+
+    def loss(self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy over the labelled positions.
+
+        `hidden` (batch, length, dim), `labels` (batch, length) with `IGNORE` where there is no loss. Returns the
+        sum with label smoothing (Szegedy 2016), to minimise, and the plain sum in nats, to report.
+        """
+        labels = labels.flatten()
+        rows = (labels != IGNORE).nonzero()[:, 0]
+        return _TokenLoss.apply(hidden.flatten(0, -2)[rows], self.weight, self.bias, labels[rows], smoothing)
+
+
+class Reconstruction(nn.Module):
+    """Predicts the clean input features at masked positions (denoising autoencoder; data2vec's targets).
+
+    The target is the clean embedding, normalised over its channels, with no gradient; the loss is the mean squared
+    error over masked positions and channels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(dim, dim)
+
+    def loss(self, hidden: Tensor, clean: Tensor, masked: Tensor) -> Tensor:
+        """`hidden`, `clean` (batch, length, dim), `masked` (batch, length) bool → a scalar; 0 when none is masked."""
+        if not masked.any():
+            return hidden.new_zeros(())
+        target = F.layer_norm(clean.detach()[masked].float(), clean.shape[-1:])
+        return F.mse_loss(self.map(hidden[masked]).float(), target)

@@ -18,6 +18,22 @@ COMMAND_LINE = "command line"
 DEFAULT = "default"
 
 
+# A default that is a path is taken from the working folder, as if it were on the command line.
+_DEFAULT_PATHS = {"runs": str(Run.model_fields["runs"].default)}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A value as somebody wrote it, who did, and the folder its relative paths are taken from."""
+
+    value: Any
+    origin: str
+    folder: Path
+
+
+Layer = dict[str, Written]
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A `Run` and, for every dotted key, where its value came from (a file, the command line, or a default)."""
@@ -30,74 +46,94 @@ def load_run(recipe: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     """Resolve a recipe file and `key=value` overrides into a `Run`.
 
     Relative paths in a file are taken from that file's folder, on the command line from the working folder.
+    What bounds the budget in a base file gives way as a whole to a `[budget]` in a file or override after it.
 
     Raises:
         UsageError: a missing or malformed file, an unknown key (with the nearest name) or a wrong value.
     """
-    tree: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    layers = list(_files(recipe)) if recipe else []
-    layers.append((COMMAND_LINE, Path.cwd(), _parse_overrides(overrides)))
-    for origin, folder, values in layers:
-        for key, value in _leaves(values):
-            _check_key(key, origin)
-            _put(tree, key, _resolve_paths(key, value, folder))
-            origins[key] = origin
-    return Loaded(_validate(tree, origins), origins | _defaults(origins))
+    written = {key: Written(value, DEFAULT, Path.cwd()) for key, value in _DEFAULT_PATHS.items()}
+    for layer in [*(_files(recipe) if recipe else ()), _parse_overrides(overrides)]:
+        if any(key.startswith("budget.") for key in layer):
+            written = {key: value for key, value in written.items() if not key.startswith("budget.")}
+        written |= layer
+    origins = dict.fromkeys(keys(), DEFAULT) | {key: value.origin for key, value in written.items()}
+    return Loaded(_validate(written), origins)
 
 
-def _files(path: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+def _files(recipe: Path) -> Iterator[Layer]:
     """The chain of recipe files, the most basic first."""
-    chain: list[tuple[str, Path, dict[str, Any]]] = []
+    chain: list[Layer] = []
     seen: list[Path] = []
-    following: Path | None = path
+    following: Path | None = recipe
     while following is not None:
-        path, following = following.resolve(), None
+        path = _resolve(following, "recipe")
         if path in seen:
             raise UsageError(f"{path}: extends itself, by way of {', '.join(map(str, seen))}")
+        values = _read(path, seen)
         seen.append(path)
-        values = _read(path)
         base = values.pop("extends", None)
-        if base is not None:
-            if not isinstance(base, str):
-                raise UsageError(f"{path}: extends must be the name of a file, not {base!r}")
-            following = path.parent / base
-        chain.append((str(path), path.parent, values))
+        if base is not None and not isinstance(base, str):
+            raise UsageError(f"{path}: extends must be the name of a file, not {base!r}")
+        following = None if base is None else path.parent / base
+        chain.append(_layer(values, str(path), path.parent))
     yield from reversed(chain)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _resolve(path: Path, origin: str) -> Path:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{origin}: {str(path)!r} cannot be a file's name: {error}") from None
+
+
+def _read(path: Path, extended_by: Sequence[Path]) -> dict[str, Any]:
+    by = f" (extended by {extended_by[-1]})" if extended_by else ""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such recipe file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as a recipe: {error}") from None
+        raise UsageError(f"{path}: no such recipe file{by}") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read as a recipe{by}: {error}") from None
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
+def _layer(values: dict[str, Any], origin: str, folder: Path) -> Layer:
+    layer: Layer = {}
+    for key, value in _leaves(values):
+        _check_key(key, value, origin)
+        if value != {}:
+            layer[key] = Written(value, origin, folder)
+    return layer
+
+
+def _parse_overrides(overrides: Sequence[str]) -> Layer:
+    layer: Layer = {}
     for text in overrides:
         key, separator, value = text.partition("=")
+        key = key.strip()
         if not separator or not key:
             raise UsageError(f"{text!r}: write an override as key=value, like budget.time=10m")
-        _put(tree, key.strip(), _parse_value(value))
-    return tree
+        layer |= _layer({key: _parse_value(value, keys().get(key))}, COMMAND_LINE, Path.cwd())
+    return layer
 
 
-def _parse_value(text: str) -> Any:
-    """A TOML value where it is one (3, 0.1, true, ["a", "b"]), else the text itself."""
+def _parse_value(text: str, annotation: Any) -> Any:
+    """A TOML value where it is one (3, 0.1, true, ["a", "b"]), else the text itself; a name may look like a number."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    value = parsed["value"]
+    is_text = isinstance(value, str | list | dict)
+    if len(parsed) > 1 or (not is_text and _accepts(annotation, Path, str)):
+        return text
+    return value
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -107,8 +143,6 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise UsageError(f"{key}: {parent} is a value, not a table")
     tree[last] = value
 
 
@@ -118,10 +152,15 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _accepts_path(annotation: Any) -> bool:
+def _accepts(annotation: Any, *kinds: type) -> bool:
+    """Whether one of `kinds` is among what the annotation allows, itself or in a tuple."""
     if get_origin(annotation) in (Union, types.UnionType, tuple):
-        return any(_accepts_path(argument) for argument in get_args(annotation))
-    return annotation is Path
+        return any(_accepts(argument, *kinds) for argument in get_args(annotation))
+    return annotation in kinds
+
+
+def _accepts_list(annotation: Any) -> bool:
+    return any(get_origin(argument) is tuple for argument in (annotation, *get_args(annotation)))
 
 
 def keys(model: type[BaseModel] = Run, prefix: str = "") -> dict[str, Any]:
@@ -133,11 +172,15 @@ def keys(model: type[BaseModel] = Run, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _check_key(key: str, origin: str) -> None:
+def _check_key(key: str, value: Any, origin: str) -> None:
     known = keys()
     if key in known:
+        if isinstance(value, bool) and not _accepts(known[key], bool):  # pydantic would take true for 1
+            raise UsageError(f"{origin}: {key}: {str(value).lower()} is not a value for it")
         return
     inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside and value == {}:
+        return
     if inside:
         raise UsageError(f"{origin}: {key} is a table; set one of {', '.join(inside)}")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -147,46 +190,67 @@ def _check_key(key: str, origin: str) -> None:
     raise UsageError(f"{origin}: unknown key {key}{hint}")
 
 
-def _resolve_paths(key: str, value: Any, folder: Path) -> Any:
-    if not _accepts_path(keys()[key]):
+def _resolve_paths(key: str, value: Any, written: Written) -> Any:
+    if not _accepts(keys()[key], Path):
         return value
-    if isinstance(value, str):
-        return folder / Path(value).expanduser()
     if isinstance(value, list):
-        return tuple(_resolve_paths(key, item, folder) for item in value)
-    return value
+        return tuple(_resolve_paths(key, item, written) for item in value)
+    if not isinstance(value, str):
+        return value
+    try:
+        value.encode()
+        path = Path(value).expanduser()
+    except (UnicodeEncodeError, RuntimeError) as error:
+        raise UsageError(f"{written.origin}: {key}: {value!r} cannot be a file's name: {error}") from None
+    if not value or "\0" in value:
+        raise UsageError(f"{written.origin}: {key}: {value!r} cannot be a file's name")
+    return written.folder / path
 
 
-def _validate(tree: dict[str, Any], origins: dict[str, str]) -> Run:
+def _validate(written: Layer) -> Run:
+    tree: dict[str, Any] = {}
+    for key, item in written.items():
+        _put(tree, key, _resolve_paths(key, item.value, item))
     try:
         return Run.model_validate(tree)
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(item, origins) for item in error.errors())) from None
+        lines = [_explain(item, written) for item in error.errors()]
+        raise UsageError("\n".join(dict.fromkeys(lines))) from None
 
 
-def _explain(item: Any, origins: dict[str, str]) -> str:
+def _explain(item: Any, written: Layer) -> str:
     """One pydantic error as `origin: key: what is wrong`."""
     parts = [str(part) for part in item["loc"]]
     key = ".".join(parts)
-    while parts and ".".join(parts) not in keys():
-        parts.pop()
-    key = ".".join(parts) or key
-    message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
-        return f"{key} is missing: set it in the recipe or as {key}=…"
-    given = item.get("input")
-    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
-    origin = origins.get(key, COMMAND_LINE if not origins else next(iter(origins.values())))
-    return f"{origin}: {key}: {message[:1].lower()}{message[1:]}{shown}"
+        return f"{key} is missing: set {_settable(key)} in the recipe or on the command line as KEY=VALUE"
+    while parts and ".".join(parts) not in written:
+        parts.pop()
+    if not parts:  # a whole table
+        origins = {value.origin: None for name, value in written.items() if name.startswith(f"{key}.")}
+        return f"{', '.join(origins)}: {key}: {_lower(item['msg'])}"
+    key = ".".join(parts)
+    annotation = keys()[key]
+    message = _lower(item["msg"])
+    if _accepts(annotation, Path):  # one line, whatever the number of kinds it was tried as
+        message = "write a file's name" + (" or a list of names" if _accepts_list(annotation) else "")
+    return f"{written[key].origin}: {key}: {message} (given: {written[key].value!r})"
 
 
-def _defaults(origins: dict[str, str]) -> dict[str, str]:
-    return {key: DEFAULT for key in keys() if key not in origins}
+def _settable(key: str) -> str:
+    """The key, or the keys in it that make a missing table complete."""
+    inside = {"data": ["data.train"], "budget": ["budget.time", "budget.flops"]}
+    return " or ".join(inside.get(key, [key]))
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def to_toml(loaded: Loaded) -> str:
-    """The resolved run as TOML, each value with its origin as a comment; it loads back to an equal `Run`."""
-    dumped = loaded.run.model_dump(mode="json", exclude_none=True)
+    """The resolved run as TOML, paths absolute, each value with its origin as a comment; it loads to an equal `Run`."""
+    dumped = loaded.run.model_dump(exclude_none=True)
     plain = {key: value for key, value in dumped.items() if not isinstance(value, dict)}
     lines = [_line(key, key, value, loaded) for key, value in plain.items()]
     for table, values in dumped.items():
@@ -197,6 +261,11 @@ def to_toml(loaded: Loaded) -> str:
 
 
 def _line(name: str, key: str, value: Any, loaded: Loaded) -> str:
-    # JSON's strings, numbers, booleans and flat lists are also TOML's.
-    text = json.dumps(value, ensure_ascii=False)
-    return f"{name} = {text}  # {loaded.origins.get(key, DEFAULT)}"
+    origin = loaded.origins.get(key, DEFAULT)
+    # JSON's strings, numbers, booleans and flat lists are also TOML's, but for the one character it leaves bare.
+    text = json.dumps(value, ensure_ascii=False, default=_absolute).replace("\x7f", "\\u007F")
+    return f"{name} = {text}  # {origin if origin.isprintable() else ascii(origin)}"
+
+
+def _absolute(path: Path) -> str:
+    return str(path.absolute())

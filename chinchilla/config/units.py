@@ -6,9 +6,10 @@ The field's kind decides what a suffix means: `m` is minutes for a time and mill
 import math
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal, DecimalException
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 _NUMBER = re.compile(r"^\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*$")
 
@@ -43,8 +44,9 @@ def parse(text: object, units: Mapping[str, float], kind: str) -> Any:
         known = ", ".join(unit for unit in units if unit)
         raise ValueError(f"{text!r} is not a {kind}: write a number, with one of {known} if you like")
     try:
-        return float(match[1]) * units[match[2]]
-    except ValueError:
+        # In decimals, since 16.1 * 1e3 is no whole number in binary.
+        return float(Decimal(match[1]) * Decimal(units[match[2]]))
+    except DecimalException:
         raise ValueError(f"{text!r} is not a {kind}: {match[1]!r} is not a number") from None
 
 
@@ -59,10 +61,20 @@ def _whole(value: Any) -> Any:
     return value
 
 
-TimeS = Annotated[float, BeforeValidator(_parser(TIME_S, "time"))]
-SizeBytes = Annotated[int, BeforeValidator(_whole), BeforeValidator(_parser(SIZE_BYTES, "size"))]
-Flops = Annotated[float, BeforeValidator(_parser(COUNT, "count"))]
-Count = Annotated[int, BeforeValidator(_whole), BeforeValidator(_parser(COUNT, "count"))]
+def _bytes(value: object) -> Any:
+    """Whole bytes; "1.3MiB", which has a fraction of one, is cut down to them."""
+    parsed = parse(value, SIZE_BYTES, "size")
+    if isinstance(value, str) and 1 <= parsed < math.inf:
+        return math.floor(parsed)
+    return _whole(parsed)
+
+
+_TEXT_OR_NUMBER = WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
+
+TimeS = Annotated[float, BeforeValidator(_parser(TIME_S, "time")), _TEXT_OR_NUMBER]
+SizeBytes = Annotated[int, BeforeValidator(_bytes), _TEXT_OR_NUMBER]
+Flops = Annotated[float, BeforeValidator(_parser(COUNT, "count")), _TEXT_OR_NUMBER]
+Count = Annotated[int, BeforeValidator(_whole), BeforeValidator(_parser(COUNT, "count")), _TEXT_OR_NUMBER]
 
 
 def show_time(seconds: float) -> str:
@@ -77,8 +89,14 @@ def show_time(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def _three_figures(value: float) -> float:
+    # First, so that 999 999 becomes 1M and not 1e+03k.
+    return float(f"{value:.3g}")
+
+
 def show_count(value: float) -> str:
-    """Write a count with three figures and a suffix: "4.72M", "3.1e+14" above 1000T."""
+    """Write a count with three figures and a suffix: "4.72M", "3.1e+15" above 1000T."""
+    value = _three_figures(value)
     for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size <= abs(value) < size * 1e3:
             return f"{value / size:.3g}{suffix}"
@@ -87,7 +105,8 @@ def show_count(value: float) -> str:
 
 def show_bytes(value: float) -> str:
     """Write a size with three figures: "18.2 MB"."""
-    for size, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    value = _three_figures(value)
+    for size, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= size:
             return f"{value / size:.3g} {suffix}"
     return f"{value:.0f} B"

@@ -9,11 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chinchilla.config.shape import Shape
-from chinchilla.models.block_attention import block_attention, block_mask, with_summaries
+from chinchilla.models.block_attention import block_attention, block_mask, rolled, with_summaries
 from chinchilla.models.cache import LayerCache
+from chinchilla.models.norm import RMSNorm
 from chinchilla.models.position import rotate
 
 Rotation = tuple[Tensor, Tensor]
+
+
+LONGEST_PLAIN = 512
+"""Longest bf16 sequence on a CPU for which attention in plain matrix products beats the fused kernel."""
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -22,8 +27,24 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, cau
     `query` (batch, heads, queries, head_dim); `keys`, `values` (batch, kv_heads, length, head_dim); `mask`
     boolean, True where to attend, broadcastable to (batch, heads, queries, length).
     """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and keys.shape[2] <= LONGEST_PLAIN:
+        return _plain(query, keys, values, causal_mask(query.shape[2], keys.shape[2], query.device) if causal else mask)
     grouped = query.shape[1] != keys.shape[1]
     return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, enable_gqa=grouped)
+
+
+def _plain(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """The same as matrix products and a softmax in fp32.
+
+    The fused kernel's bf16 backward pass takes four times as long on CPUs, in torch 2.13, at these lengths.
+    """
+    repeats = query.shape[1] // keys.shape[1]
+    if repeats > 1:
+        keys, values = keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
+    scores = (query @ keys.transpose(2, 3)).float() * query.shape[3] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+    return scores.softmax(3).to(values.dtype) @ values
 
 
 def causal_mask(queries: int, length: int, device: torch.device) -> Tensor:
@@ -43,8 +64,8 @@ class SelfAttention(nn.Module):
         width = shape.num_heads * shape.head_dim
         self.qkv = nn.Linear(shape.dim, width + 2 * shape.num_kv_heads * shape.head_dim, bias=shape.bias)
         self.out = nn.Linear(width, shape.dim, bias=shape.bias)
-        self.query_norm = nn.RMSNorm(shape.head_dim, eps=shape.norm_eps) if shape.qk_norm else None
-        self.key_norm = nn.RMSNorm(shape.head_dim, eps=shape.norm_eps) if shape.qk_norm else None
+        self.query_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.key_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.gate = nn.Linear(shape.dim, shape.num_heads) if shape.attention == "gated" else None
 
     def forward(
@@ -56,47 +77,55 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """`x` (batch, length, dim) → the same shape.
 
-        `mask` (batch, key_length) is True at real tokens; with a cache it covers the cached keys too.
+        `mask` is True where to attend: `(batch or 1, 1, length, keys)`, the past already cut out where causal;
+        for block attention `(batch, keys)`, True at real tokens. Cached keys count. None means all (causal: all past).
         """
         query, key, value = self._project(x, rotation)
         fresh = cache is None or cache.length == 0
         if cache is not None:
             key, value = cache.append(key, value)
         if self.kind == "block":
-            joined = self._block(query, key, value, mask, fresh)
+            joined = self._block(query, key, value, mask, fresh, cache is not None)
         else:
-            joined = self._full(query, key, value, mask, fresh)
+            joined = self._full(query, key, value, mask)
         if self.gate is not None:
             joined = joined * torch.sigmoid(self.gate(x)).transpose(1, 2)[..., None]
         return self.out(joined.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.qkv(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
-        query, key, value = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        both, value = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
+            query, key = both.split((self.num_heads, self.num_kv_heads), dim=1)
+            both = torch.cat([self.query_norm(query), self.key_norm(key)], dim=1)
         if rotation is not None:
-            query, key = rotate(query, *rotation), rotate(key, *rotation)
+            both = rotate(both, *rotation)
+        query, key = both.split((self.num_heads, self.num_kv_heads), dim=1)
         return query, key, value
 
-    def _full(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, fresh: bool) -> Tensor:
-        queries, length = query.shape[2], key.shape[2]
-        keep = None if mask is None else mask[:, None, None, :]
-        if self.causal and keep is None and fresh:
-            return attend(query, key, value, None, causal=True)
-        if self.causal and queries > 1:
-            past = causal_mask(queries, length, query.device)
-            keep = past if keep is None else past & keep
-        return attend(query, key, value, keep, causal=False)
+    def _full(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        # One new token sees everything before it, so that no mask is needed.
+        causal = self.causal and mask is None and query.shape[2] > 1
+        return attend(query, key, value, mask, causal)
 
-    def _block(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, fresh: bool) -> Tensor:
+    def _block(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, fresh: bool, cached: bool
+    ) -> Tensor:
+        length = key.shape[2]
+        index = torch.arange(length, device=key.device)
+        asking, start = index[None, length - query.shape[2] :], None
+        if cached and mask is not None:
+            # Left padding: blocks are counted from each row's first real token, as in a row without padding.
+            start = mask.int().argmax(1)
+            key, value = rolled(key, start), rolled(value, start)
+            asking, mask = asking - start[:, None], index[None] < length - start[:, None]
         if fresh:
-            return block_attention(query, key, value, mask, self.block_len, self.causal, self.block_summaries)
+            query = query if start is None else rolled(query, start)
+            joined = block_attention(query, key, value, mask, self.block_len, self.causal, self.block_summaries)
+            return joined if start is None else rolled(joined, -start)
         # A few new tokens against a long cache: building blocks would cost more than the masked form.
         keys, values = with_summaries(key, value, mask, self.block_len)
-        keep = block_mask(
-            key.shape[2], mask, self.block_len, self.causal, self.block_summaries, key.device, query.shape[2]
-        )
+        keep = block_mask(asking, length, mask, self.block_len, self.causal, self.block_summaries)
         return attend(query, keys, values, keep, causal=False)
 
 
@@ -118,11 +147,13 @@ class CrossAttention(nn.Module):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """`x` (batch, length, dim), `memory` (batch, source, dim), `mask` (batch, source) → (batch, length, dim)."""
+        """`x` (batch, length, dim), `memory` (batch, source, dim) → (batch, length, dim).
+
+        `mask` (batch, 1, length or 1, source) is True where to attend.
+        """
         query = self.query(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
         keys, values = self._memory(memory, cache)
-        keep = None if mask is None else mask[:, None, None, :]
-        joined = attend(query, keys, values, keep, causal=False)
+        joined = attend(query, keys, values, mask, causal=False)
         return self.out(joined.transpose(1, 2).flatten(2))
 
     def _memory(self, memory: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """One residual block of an encoder or decoder (pre-norm: Xiong 2020; post-norm: Vaswani 2017)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,12 +9,7 @@ from torch import Tensor, nn
 from chinchilla.config.shape import Activation, Shape
 from chinchilla.models.attention import CrossAttention, Rotation, SelfAttention
 from chinchilla.models.cache import LayerCache
-
-
-def make_norm(shape: Shape) -> nn.Module:
-    """LayerNorm (Ba 2016) or RMSNorm (Zhang 2019) over `dim`."""
-    kind = nn.LayerNorm if shape.norm == "layer" else nn.RMSNorm
-    return kind(shape.dim, eps=shape.norm_eps)
+from chinchilla.models.norm import make_norm
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -21,8 +18,25 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
         gate, value = x.chunk(2, dim=-1)
         return F.silu(gate) * value
     if activation == "relu2":
-        return F.relu(x).square()
-    return {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}[activation](x)
+        return _SquaredRelu.apply(x)
+    if activation == "silu":
+        return F.silu(x)
+    return F.relu(x) if activation == "relu" else F.gelu(x)
+
+
+class _SquaredRelu(torch.autograd.Function):
+    """max(x, 0)², keeping one tensor and making one pass each way where the composed form makes three."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        kept = F.relu(x)
+        ctx.save_for_backward(kept)
+        return kept * kept
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (kept,) = ctx.saved_tensors
+        return (grad * kept).mul_(2)
 
 
 class Dropout(nn.Module):
@@ -43,7 +57,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.rate)
-        dropped = round(self.rate * 256)
+        dropped = min(round(self.rate * 256), 255)
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
         keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
         return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
@@ -91,7 +105,7 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         cross_cache: LayerCache | None = None,
     ) -> Tensor:
-        """`x` (batch, length, dim) → the same shape; masks are (batch, length), True at real tokens."""
+        """`x` (batch, length, dim) → the same shape; masks as `SelfAttention` and `CrossAttention` take them."""
         if self.pre:
             x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation, cache))
             if self.cross is not None and self.cross_norm is not None and memory is not None:

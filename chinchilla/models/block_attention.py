@@ -33,18 +33,18 @@ def block_attention(
     blocks = query.shape[2]
     real = F.pad(real, (0, blocks * block_len - length)).unflatten(1, (blocks, block_len))
     keep = _local_keep(real, block_len, causal)
-    keys, values = _neighbours(key, causal), _neighbours(value, causal)
+    seen_keys, seen_values = _neighbours(key, causal), _neighbours(value, causal)
     if summaries:
-        means = [_means(x, real)[:, :, None].expand(-1, -1, blocks, -1, -1) for x in (key, value)]
-        keys, values = torch.cat([keys, means[0]], dim=3), torch.cat([values, means[1]], dim=3)
+        seen_keys.append(_means(key, real)[:, :, None].expand(-1, -1, blocks, -1, -1))
+        seen_values.append(_means(value, real)[:, :, None].expand(-1, -1, blocks, -1, -1))
         far = _far(blocks, causal, query.device)[None] & real.any(2)[:, None]
         keep = torch.cat([keep, far[:, :, None].expand(-1, -1, block_len, -1)], dim=3)
     # A padding query may see nothing at all: let it see everything, since its output is not used.
     keep = keep | ~keep.any(3, keepdim=True)
-    folded = [x.transpose(1, 2).flatten(0, 1) for x in (query, keys, values)]
-    joined = F.scaled_dot_product_attention(
-        *folded, attn_mask=keep.flatten(0, 1)[:, None], enable_gqa=heads != key.shape[1]
-    )
+    keys, values = torch.cat(seen_keys, dim=3), torch.cat(seen_values, dim=3)
+    query, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (query, keys, values))
+    grouped = heads != keys.shape[1]
+    joined = F.scaled_dot_product_attention(query, keys, values, keep.flatten(0, 1)[:, None], enable_gqa=grouped)
     joined = joined.unflatten(0, (batch, blocks)).transpose(1, 2)
     return joined.reshape(batch, heads, blocks * block_len, head_dim)[:, :, :length]
 
@@ -60,30 +60,29 @@ def with_summaries(key: Tensor, value: Tensor, mask: Tensor | None, block_len: i
 
 
 def block_mask(
-    length: int,
-    mask: Tensor | None,
-    block_len: int,
-    causal: bool,
-    summaries: bool,
-    device: torch.device,
-    queries: int | None = None,
+    asking: Tensor, length: int, mask: Tensor | None, block_len: int, causal: bool, summaries: bool
 ) -> Tensor:
     """The mask `(batch or 1, 1, queries, length + blocks)` under which full attention equals `block_attention`.
 
-    `queries` counts the last positions asked for (all of them when absent); `mask` (batch, length).
+    `asking` (batch or 1, queries) holds the positions of the queries among the keys; `mask` (batch, length).
     """
-    position = torch.arange(length, device=device)
-    asking = position[length - (length if queries is None else queries) :]
-    num_blocks = -(-length // block_len)
-    distance = asking[:, None] // block_len - torch.div(position, block_len, rounding_mode="floor")[None, :]
+    position = torch.arange(length, device=asking.device)
+    block = torch.div(asking, block_len, rounding_mode="floor")
+    distance = block[:, :, None] - torch.div(position, block_len, rounding_mode="floor")
     near = (distance >= 0) & (distance <= 1) if causal else distance.abs() <= 1
     if causal:
-        near = near & (asking[:, None] >= position[None, :])
-    far = _far(num_blocks, causal, device)[asking // block_len] & summaries
-    real = _real(mask, 1 if mask is None else mask.shape[0], length, device)
+        near = near & (asking[:, :, None] >= position)
+    far = _far(-(-length // block_len), causal, asking.device)[block.clamp_min(0)] & summaries
+    real = _real(mask, 1, length, asking.device)
     real_blocks = F.pad(real, (0, -length % block_len)).unflatten(1, (-1, block_len)).any(2)
-    keep = torch.cat([near[None] & real[:, None], far[None] & real_blocks[:, None]], dim=2)
+    keep = torch.cat([near & real[:, None], far & real_blocks[:, None]], dim=2)
     return (keep | ~keep.any(2, keepdim=True))[:, None]
+
+
+def rolled(x: Tensor, by: Tensor) -> Tensor:
+    """`x` (batch, heads, length, head_dim), row `i` moved to the left by `by[i]` positions, round the end."""
+    index = (torch.arange(x.shape[2], device=x.device) + by[:, None]) % x.shape[2]
+    return x.gather(2, index[:, None, :, None].expand_as(x))
 
 
 def _real(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
@@ -101,13 +100,10 @@ def _means(x: Tensor, real: Tensor) -> Tensor:
     return (x * weight).sum(3) / weight.sum(3).clamp_min(1)
 
 
-def _neighbours(x: Tensor, causal: bool) -> Tensor:
-    """Each block with the one before it and, unless causal, the one after: (…, 2 or 3 · block_len, head_dim)."""
+def _neighbours(x: Tensor, causal: bool) -> list[Tensor]:
+    """For every block the one before it, itself and, unless causal, the one after; each in the shape of `x`."""
     before = F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1]
-    if causal:
-        return torch.cat([before, x], dim=3)
-    after = F.pad(x, (0, 0, 0, 0, 0, 1))[:, :, 1:]
-    return torch.cat([before, x, after], dim=3)
+    return [before, x] if causal else [before, x, F.pad(x, (0, 0, 0, 0, 0, 1))[:, :, 1:]]
 
 
 def _local_keep(real: Tensor, block_len: int, causal: bool) -> Tensor:

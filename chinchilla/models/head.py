@@ -77,9 +77,9 @@ def _autocast(x: Tensor) -> bool:
 class TokenHead(nn.Module):
     """A linear map from hidden states to the vocabulary; its weight is the embedding table's when tied."""
 
-    def __init__(self, dim: int, vocab_size: int, bias: bool, tied: nn.Parameter | None) -> None:
+    def __init__(self, dim: int, vocab_size: int, bias: bool, tied: Tensor | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, dim)) if tied is None else tied
+        self.weight = tied if tied is not None else nn.Parameter(torch.empty(vocab_size, dim))
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -94,7 +94,8 @@ class TokenHead(nn.Module):
         """
         labels = labels.flatten()
         rows = (labels != IGNORE).nonzero()[:, 0]
-        return _TokenLoss.apply(hidden.flatten(0, -2)[rows], self.weight, self.bias, labels[rows], smoothing)
+        states, wanted = hidden.flatten(0, -2)[rows], labels[rows]
+        return _TokenLoss.apply(states, self.weight, self.bias, wanted, smoothing)
 
 
 class Reconstruction(nn.Module):

@@ -1,5 +1,7 @@
 """Positions: sinusoidal (Vaswani 2017, §3.5), learned, rotary (Su 2021)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,8 @@ def sinusoids(length: int, dim: int) -> Tensor:
 
 class SinusoidalPosition(nn.Module):
     """Adds fixed sinusoids to embeddings."""
+
+    table: Tensor
 
     def __init__(self, max_len: int, dim: int) -> None:
         super().__init__()
@@ -40,17 +44,37 @@ class LearnedPosition(nn.Module):
 
 
 def rotation(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine `(…, length, head_dim)` of the rotary angles, for `rotate`; fp32."""
+    """Cosine and sine `(…, length, head_dim / 2)` of the rotary angles, for `rotate`; fp32."""
     frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angles = positions[..., None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the two halves of each head (Hugging Face's convention; llama.cpp interleaves).
 
-    `x` (batch, heads, length, head_dim); `cos`, `sin` broadcast to it.
+    `x` (batch, heads, length, head_dim); `cos`, `sin` (…, length, head_dim / 2) broadcast to its halves.
     """
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+    return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back, so that nothing of `x` need be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turned = torch.empty_like(x)
+    (first, second), (to_first, to_second) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=to_second).addcmul_(first, sin)
+    return turned

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from chinchilla.config.shape import Shape
-from chinchilla.models.attention import Rotation
-from chinchilla.models.block import Block, make_norm
+from chinchilla.models.attention import Rotation, causal_mask
+from chinchilla.models.block import Block
 from chinchilla.models.cache import KVCache
 from chinchilla.models.embed import Embed
 from chinchilla.models.head import Reconstruction, TokenHead
+from chinchilla.models.norm import make_norm
 from chinchilla.models.position import rotation
 
 
@@ -84,55 +85,98 @@ class Transformer(nn.Module):
         source: Tensor | None = None,
         target: Tensor | None = None,
         *,
-        source_mask: Tensor | None = None,
+        source_segments: Tensor | None = None,
+        target_segments: Tensor | None = None,
     ) -> Output:
         """Run the whole model over whole sequences, as in training.
 
-        `source` (batch, source) int64 with `source_mask` (batch, source), True at real tokens, feeds the encoder;
-        `target` (batch, length) int64, padded at the right if at all, feeds the decoder.
+        `source` (batch, source) int64 feeds the encoder, `target` (batch, length) int64 the decoder. A row may hold
+        several examples one after the other: segments, in `source`'s and `target`'s shapes, number them from 1 (0 is
+        padding), and no example sees another. Without segments each row is one example without padding
+        (the target's may have padding at its right, which nothing real sees).
         """
-        memory = None if source is None else self.encode(source, source_mask)
+        memory = None if source is None else self.encode(source, source_segments)
         if target is None:
             if memory is None:
                 raise ValueError("forward needs source, target or both")
             return Output(memory, memory)
-        return Output(self.decode(target, memory, source_mask), memory)
+        return Output(self.decode(target, memory, source_segments, target_segments=target_segments), memory)
 
-    def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
-        """`source` (batch, length) int64, `source_mask` (batch, length) bool → states (batch, length, dim)."""
+    def encode(self, source: Tensor, segments: Tensor | None = None) -> Tensor:
+        """`source` (batch, length) int64 → states (batch, length, dim).
+
+        `segments` (batch, length), bool or int64, is 0 at padding; different numbers do not see each other.
+        """
         if self.encoder is None:
             raise ValueError("this model has no encoder")
         self._check_length(source.shape[1])
-        positions = torch.arange(source.shape[1], device=source.device)
-        return self.encoder(self.embed(source, positions), source_mask, self._rotation(positions))
+        positions = self._positions(source, segments)
+        mask = None if segments is None else self._mask(segments, segments)
+        return self.encoder(self.embed(source, positions), mask, self._rotation(positions))
 
     def decode(
         self,
         target: Tensor,
         memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
+        memory_segments: Tensor | None = None,
         cache: KVCache | None = None,
+        target_segments: Tensor | None = None,
     ) -> Tensor:
         """`target` (batch, new) int64, after what `cache` holds → states (batch, new, dim).
 
-        `memory` (batch, source, dim) and `memory_mask` (batch, source) come from the encoder.
+        `memory` (batch, source, dim) comes from the encoder, `memory_segments` (batch, source) went into it.
+        `target_segments` (batch, new) is for whole packed rows, without a cache.
         """
         if self.decoder is None:
             raise ValueError("this model has no decoder")
-        new = target.shape[1]
-        past = cache.length if cache else 0
-        self._check_length(past + new)
-        device = target.device
-        positions = cache.positions(new, device) if cache else torch.arange(new, device=device)
-        mask = None
-        if cache and cache.left_padding is not None:
-            mask = torch.arange(past + new, device=device)[None, :] >= cache.left_padding[:, None]
+        self._check_length(target.shape[1] + (cache.length if cache else 0))
+        if cache:
+            positions = cache.positions(target.shape[1], target.device)
+            mask = self._cached_mask(cache, target.shape[1], target.device)
+        else:
+            positions = self._positions(target, target_segments)
+            mask = None if target_segments is None else self._mask(target_segments, target_segments, causal=True)
+        cross = None if memory_segments is None else _cross_mask(target_segments, memory_segments)
         x = self.embed(target, positions)
-        return self.decoder(x, mask, self._rotation(positions), memory, memory_mask, cache)
+        return self.decoder(x, mask, self._rotation(positions), memory, cross, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`hidden` (…, dim) → (…, vocab_size)."""
         return self.head(hidden)
+
+    def _positions(self, ids: Tensor, segments: Tensor | None) -> Tensor:
+        """(length,), or (batch, length) counted from the start of each segment."""
+        index = torch.arange(ids.shape[1], device=ids.device)
+        # Rotary attention sees differences of positions only, and those are the same either way.
+        if segments is None or segments.dtype == torch.bool or self.shape.position == "rotary":
+            return index
+        begins = torch.ones_like(segments, dtype=torch.bool)
+        begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        return index - torch.where(begins, index, 0).cummax(dim=1).values
+
+    def _mask(self, queries: Tensor, keys: Tensor, causal: bool = False) -> Tensor:
+        """The mask of one sequence to itself, as `SelfAttention` wants it for this shape's kind of attention."""
+        if self.shape.attention == "block":
+            if keys.dtype != torch.bool and int(keys.max()) > 1:
+                raise ValueError("block attention takes one example a row: pack no segments")
+            return keys != 0
+        mask = keys.bool()[:, None, None, :] if keys.dtype == torch.bool else _same(queries, keys)
+        if causal:
+            mask = mask & causal_mask(queries.shape[1], keys.shape[1], queries.device)
+        return mask
+
+    def _cached_mask(self, cache: KVCache, new: int, device: torch.device) -> Tensor | None:
+        """The mask of `new` tokens to the cached ones and themselves; None where they see all the past."""
+        length = cache.length + new
+        if cache.left_padding is None:
+            needless = self.shape.attention == "block" or new == 1 or cache.length == 0
+            return None if needless else causal_mask(new, length, device)[None, None]
+        real = torch.arange(length, device=device)[None, :] >= cache.left_padding[:, None]
+        if self.shape.attention == "block":
+            return real
+        # A query inside the padding would see nothing and turn into NaN: let it see itself.
+        seen = causal_mask(new, length, device) & (real[:, None, :] | torch.eye(length, device=device).bool()[-new:])
+        return seen[:, None]
 
     def _rotation(self, positions: Tensor) -> Rotation | None:
         if self.shape.position != "rotary":
@@ -144,3 +188,15 @@ class Transformer(nn.Module):
         # Rotary positions reach further than they were trained, but never silently.
         if length > self.shape.max_len:
             raise ValueError(f"a sequence of {length} tokens does not fit max_len {self.shape.max_len}")
+
+
+def _same(queries: Tensor, keys: Tensor) -> Tensor:
+    """(batch, 1, queries, keys): True where the segment numbers agree; padding (0) sees padding only."""
+    return (queries[:, :, None] == keys[:, None, :])[:, None]
+
+
+def _cross_mask(queries: Tensor | None, keys: Tensor) -> Tensor:
+    """The mask of a decoder's queries (None: one segment a row) to the encoder's states."""
+    if queries is None or keys.dtype == torch.bool:
+        return (keys != 0)[:, None, None, :]
+    return _same(queries, keys)

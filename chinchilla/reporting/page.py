@@ -1,0 +1,205 @@
+"""The report: one HTML file that opens from disk and loads nothing."""
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from chinchilla.config.units import show_count
+from chinchilla.reporting import curves, tables
+from chinchilla.reporting.canvas import PALETTE
+from chinchilla.reporting.record import Compression, Record, Sample
+from chinchilla.reporting.values import interval, label, metric, quantity, seconds
+
+TEMPLATES = Path(__file__).parent / "templates"
+TASKS = {"translate": "translation", "generate": "text generation"}
+MARKS = "Circle: inside the interval; diamond: outside."
+OPEN_SAMPLES = 5
+MAX_EVENTS = 200
+
+
+class Card(NamedTuple):
+    """A headline number."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+class Chart(NamedTuple):
+    """A chart, its title and what the title cannot say."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+def render(record: Record) -> str:
+    """The report as HTML. Every text from the run is escaped; only the charts go in as they are."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    parts = _head(record) | _plan(record) | _outcome(record) | _compression(record) | _rest(record)
+    text = environment.get_template("report.html").render(record=record, palette=PALETTE, **parts)
+    # JSON can spell half a surrogate pair, which UTF-8 cannot hold.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _head(record: Record) -> dict[str, Any]:
+    quoted = shlex.quote(str(record.path))
+    return {"task": TASKS[record.plan.task], "lead": _lead(record), "cards": list(_cards(record)), "quoted": quoted}
+
+
+def _plan(record: Record) -> dict[str, Any]:
+    plan = record.plan
+    return {
+        "decision_head": tables.PLAN_HEAD,
+        "decisions": tables.decision_rows(plan),
+        "predictions": tables.prediction_rows(plan),
+        "prediction_head": tables.PREDICTION_HEAD,
+        "probes": tables.probe_rows(plan.probes),
+        "probe_head": tables.PROBE_HEAD,
+        "probe_charts": _charts(("Probe runs", curves.probe_chart(plan.probes, plan.shape), "Blue: the chosen shape.")),
+    }
+
+
+def _outcome(record: Record) -> dict[str, Any]:
+    return {
+        "charts": _charts(
+            ("Loss", curves.loss_curve(record.metrics, record.plan.predicted.get("loss")), "A steep start is cut off."),
+            ("Learning rate", curves.learning_rate_curve(record.metrics), ""),
+            ("Tokens a second", curves.speed_curve(record.metrics), "Dotted: the median."),
+            ("Share of the machine's measured peak", curves.peak_curve(record.metrics), "Dotted: the median."),
+        ),
+        "ledger": tables.ledger_rows(record.ledger),
+        "ledger_head": tables.LEDGER_HEAD,
+        "ledger_charts": _charts(("Measured over predicted", curves.ledger_chart(record.ledger), MARKS)),
+    }
+
+
+def _compression(record: Record) -> dict[str, Any]:
+    told = record.compression.model_dump() if record.compression else None
+    return {
+        "compression": tables.compression_rows(told) if told else [],
+        "compression_head": tables.COMPRESSION_HEAD,
+        "compression_charts": _charts(("Before and after", curves.compression_chart(told), "")) if told else [],
+    }
+
+
+def _rest(record: Record) -> dict[str, Any]:
+    return {
+        "samples": [_sample(sample, record) for sample in _samples(record)],
+        "open_samples": OPEN_SAMPLES,
+        "event_counts": Counter(str(event.get("kind", "")) for event in record.events).most_common(),
+        "events": [_event(event) for event in record.events[-MAX_EVENTS:]],
+        "environment": list(_flat(record.environment)),
+    }
+
+
+def _charts(*drawn: tuple[str, str, str]) -> list[Chart]:
+    return [Chart(title, Markup(svg), caption) for title, svg, caption in drawn if svg]
+
+
+def _lead(record: Record) -> str:
+    """One sentence: what was trained, on how much, for how long."""
+    plan, results = record.plan, record.results
+    kind = "encoder-decoder" if plan.shape.num_encoder_layers and plan.shape.num_decoder_layers else "transformer"
+    words = [f"{show_count(plan.num_params)}-parameter {kind} ({tables.shape_name(plan.shape)})"]
+    if results and results.tokens:
+        words.append(f"trained on {show_count(results.tokens)} tokens")
+    if results and results.train_time_s:
+        words.append(f"in {seconds(results.train_time_s)}")
+    if record.compression:
+        words.append(f"then compressed ({record.compression.scheme})")
+    return " ".join(words)
+
+
+def _cards(record: Record) -> Iterator[Card]:
+    yield from _metric_cards(record)
+    if record.results and record.results.train_time_s:
+        yield Card("training time", seconds(record.results.train_time_s), _predicted(record, "train_time_s"))
+    if record.compression:
+        yield from _compression_cards(record.compression)
+    elif record.size_bytes:
+        yield Card("size on disk", quantity(record.size_bytes, "bytes"), _predicted(record, "size_bytes"))
+    if record.ledger:
+        inside = sum(map(tables.inside_interval, record.ledger))
+        yield Card("predictions kept", f"{inside} of {len(record.ledger)}", "measured inside p10 to p90")
+
+
+def _metric_cards(record: Record) -> Iterator[Card]:
+    results = record.results
+    if results is None:
+        return
+    after = (record.compression.after.metrics or {}) if record.compression else {}
+    scores = {name: value for name, value in results.metrics.items() if isinstance(value, int | float)}
+    for name, value in list(scores.items())[:4]:
+        yield Card(label(name), metric(name, value), f"{metric(name, after[name])} compressed" if name in after else "")
+    if results.valid_loss is not None:
+        yield Card("validation loss", f"{results.valid_loss:.3f}", _predicted(record, "loss"))
+
+
+def _compression_cards(compression: Compression) -> Iterator[Card]:
+    before, after = compression.before, compression.after
+    ratio = f"{before.size_bytes / after.size_bytes:.2f}× smaller" if after.size_bytes else ""
+    yield Card("size on disk", quantity(after.size_bytes, "bytes"), ratio)
+    if before.latency_p50_s and after.latency_p50_s:
+        times = f"{seconds(before.latency_p50_s)} to {seconds(after.latency_p50_s)}"
+        yield Card("speed-up", f"{before.latency_p50_s / after.latency_p50_s:.2f}×", times)
+
+
+def _predicted(record: Record, name: str) -> str:
+    estimate = record.plan.predicted.get(name)
+    return f"predicted {interval(estimate)}" if estimate else ""
+
+
+def _samples(record: Record) -> tuple[Sample, ...]:
+    if record.compression and record.compression.samples:
+        return record.compression.samples
+    return record.results.samples if record.results else ()
+
+
+def _sample(sample: Sample, record: Record) -> list[tuple[str, str]]:
+    """The labelled texts of one sample; a compressed output equal to the one before is said, not repeated."""
+    lines = [("prompt" if record.plan.task == "generate" else "source", sample.source), ("reference", sample.reference)]
+    after = sample.after
+    if after is None:
+        lines.append(("output", sample.output))
+    elif after == sample.before:
+        lines.append(("before and after", after))
+    else:
+        lines += [("before", sample.before), ("after", after)]
+    return [(name, text) for name, text in lines if text]
+
+
+def _event(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    rest = [f"{key}: {_plain(value)}" for key, value in event.items() if key not in ("time", "kind")]
+    return _when(event.get("time", "")), str(event.get("kind", "")), "; ".join(rest)
+
+
+def _when(time: Any) -> str:
+    """The journal's time stamp (ISO 8601, UTC) without its clutter."""
+    return str(time).removesuffix("+00:00").replace("T", " ")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,92 @@
+"""What serving asks of a model: two small protocols, so that no concrete model is ever named here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from chinchilla.config.plan import TaskName
+
+Finish = Literal["stop", "length"]
+
+ANSWER_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, MemoryError)
+"""What a model or tokenizer raises on an input it cannot take; anything else is a mistake in the program."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """The facts shown of a served model.
+
+    `max_len` is the most tokens one source may have (translate), or a prompt and its completion together
+    (generate). `created` is in seconds since 1970; `metrics` are scores by name, such as `bleu`.
+    """
+
+    name: str
+    task: TaskName
+    num_params: int
+    size_bytes: int
+    precision: str
+    max_len: int
+    created: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One text to translate."""
+
+    text: str
+    beam_size: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to continue by at most `max_tokens` tokens.
+
+    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off. `stop` texts end the answer and are left out of it.
+    """
+
+    text: str
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one row gained in one step: text that is now certain (may be empty), and why the row ended, if it did."""
+
+    text: str
+    finish: Finish | None = None
+
+
+class Decoding(Protocol):
+    """A running batch of prompts. Rows join and leave between steps; a row's answer does not depend on the others."""
+
+    def join(self, prompts: Sequence[Prompt]) -> list[Piece]:
+        """Append rows; return the first token's piece of each new row."""
+
+    def step(self) -> list[Piece]:
+        """One more token for every row, in the rows' order."""
+
+    def leave(self, rows: Sequence[int]) -> None:
+        """Remove the rows at these positions; the others close up and keep their order."""
+
+
+class Answerer(Protocol):
+    """A loaded model. All but `card` is called from one thread at a time, except `count_tokens`, which is pure."""
+
+    @property
+    def card(self) -> Card:
+        """Facts to show and limits to keep."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens that each text takes as input, special tokens included."""
+
+    def translate(self, texts: Sequence[str], beam_size: int) -> list[str]:
+        """Translate the texts as one batch."""
+
+    def decoding(self) -> Decoding:
+        """A new, empty batch of completions."""

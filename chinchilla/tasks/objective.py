@@ -1,0 +1,37 @@
+"""The loss that the text tasks share: token cross-entropy, and feature reconstruction in the same noised pass."""
+
+import torch
+from torch import Tensor
+
+from chinchilla.models.transformer import Transformer
+from chinchilla.tasks.task import Batch, Loss, Objective, num_tokens
+
+
+def token_objective(model: Transformer, batch: Batch, objective: Objective) -> Loss:
+    """Cross-entropy of `labels`, plus weighted reconstruction of the inputs that were masked.
+
+    L = Σ cross-entropy + tokens · λ · (encoder error + decoder error); each error is a mean over masked positions.
+    """
+    source, target = batch.get("source"), batch["target"]
+    segments = {"source_segments": batch.get("source_segments"), "target_segments": batch.get("target_segments")}
+    if objective.reconstruct_weight == 0:
+        hidden, _ = model(source, target, **segments)
+        return Loss(*model.head.loss(hidden, batch["labels"], objective.label_smoothing))
+    noised_source, source_masked = _noised(source, objective, model.shape.pad_id)
+    noised_target, target_masked = _noised(target, objective, model.shape.pad_id)
+    hidden, memory = model(noised_source, noised_target, **segments)
+    total, plain = model.head.loss(hidden, batch["labels"], objective.label_smoothing)
+    error = torch.zeros((), device=target.device)
+    if model.encoder_reconstruction is not None and source_masked is not None:
+        error = error + model.encoder_reconstruction.loss(memory, model.embed.tokens(source), source_masked)
+    if model.decoder_reconstruction is not None and target_masked is not None:
+        error = error + model.decoder_reconstruction.loss(hidden, model.embed.tokens(target), target_masked)
+    return Loss(total + objective.reconstruct_weight * num_tokens(batch) * error, plain)
+
+
+def _noised(ids: Tensor | None, objective: Objective, pad_id: int) -> tuple[Tensor | None, Tensor | None]:
+    """Replace a share of the real tokens by the mask token; also say which."""
+    if ids is None:
+        return None, None
+    masked = (torch.rand(ids.shape, device=ids.device) < objective.mask_rate) & (ids != pad_id)
+    return ids.masked_fill(masked, objective.mask_id), masked

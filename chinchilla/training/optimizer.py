@@ -1,0 +1,83 @@
+"""Optimizers: AdamW (Loshchilov 2019), or Muon (Jordan 2024) for the matrices inside blocks and AdamW for the rest."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chinchilla.config.plan import Training
+
+State = tuple[dict[str, Tensor], list[list[dict[str, Any]]]]
+
+
+class Optimizer:
+    """One or two torch optimizers that step together, with a state of plain tensors and plain values.
+
+    With Muon, `match_rms_adamw` makes its updates as large as AdamW's, so that rates carry over from one to the other.
+    Embeddings, the head and everything of one dimension stay with AdamW, at `embedding_learning_rate`.
+    """
+
+    def __init__(self, model: nn.Module, training: Training) -> None:
+        matrices, rest = split_parameters(model)
+        decayed = [p for p in rest if p.dim() > 1]
+        plain = [p for p in rest if p.dim() < 2]
+        groups = [
+            {"params": decayed, "lr": training.embedding_learning_rate, "weight_decay": training.weight_decay},
+            {"params": plain, "lr": training.embedding_learning_rate, "weight_decay": 0.0},
+        ]
+        self.parts: list[torch.optim.Optimizer] = []
+        if training.optimizer == "muon":
+            self.parts.append(
+                torch.optim.Muon(
+                    matrices,
+                    lr=training.learning_rate,
+                    weight_decay=training.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        else:
+            groups.append({"params": matrices, "lr": training.learning_rate, "weight_decay": training.weight_decay})
+        self.parts.append(torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), fused=True))
+        self.peak_rates = [[group["lr"] for group in part.param_groups] for part in self.parts]
+
+    def step(self, scale: float) -> None:
+        """One update at `scale` times the peak rates; gradients are let go."""
+        for part, peaks in zip(self.parts, self.peak_rates, strict=True):
+            for group, peak in zip(part.param_groups, peaks, strict=True):
+                group["lr"] = peak * scale
+            part.step()
+            part.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """The state as tensors named `part.parameter.name`; a step's scalars are tensors too."""
+        return {
+            f"{index}.{parameter}.{name}": torch.as_tensor(value)
+            for index, part in enumerate(self.parts)
+            for parameter, values in part.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        for index, part in enumerate(self.parts):
+            own = part.state_dict()
+            own["state"] = {}
+            for key, tensor in tensors.items():
+                number, parameter, name = key.split(".")
+                if int(number) == index:
+                    own["state"].setdefault(int(parameter), {})[name] = tensor
+            part.load_state_dict(own)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices that map hidden states to hidden states, and all other parameters.
+
+    Embedding tables and heads are matrices too, but their rows are words: Muon is not meant for them.
+    """
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        hidden = parameter.dim() == 2 and not name.startswith(("embed.", "head."))
+        (matrices if hidden else rest).append(parameter)
+    return matrices, rest

@@ -1,0 +1,52 @@
+"""Probe runs: train a candidate for a moment to see how fast it is and how fast it learns."""
+
+import itertools
+import statistics
+import time
+from dataclasses import dataclass
+
+from chinchilla.training.trainer import Trainer
+
+LEAST_STEPS = 4
+POINTS = 12
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """`curve` is (tokens seen, mean loss there) in nats a token; `step_time_s` the median of all but the first step."""
+
+    curve: tuple[tuple[float, float], ...]
+    step_time_s: float
+    tokens: int
+    steps: int
+    time_s: float
+
+
+def probe(trainer: Trainer, time_s: float) -> ProbeResult:
+    """Train for about `time_s` seconds, at least a few steps. Nothing is written."""
+    started = time.perf_counter()
+    losses: list[tuple[float, float]] = []
+    times: list[float] = []
+    for loss in trainer.steps():
+        losses.append((float(trainer.progress.tokens), loss))
+        times.append(time.perf_counter() - started)
+        if len(losses) >= LEAST_STEPS and times[-1] >= time_s:
+            break
+    each = [later - earlier for earlier, later in itertools.pairwise(times)]
+    return ProbeResult(
+        curve=_thinned(losses),
+        step_time_s=statistics.median(each),
+        tokens=trainer.progress.tokens,
+        steps=len(losses),
+        time_s=times[-1],
+    )
+
+
+def _thinned(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Means over neighbouring steps, so that one batch's luck does not decide."""
+    size = max(1, len(points) // POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points) - size + 1, size)]
+    return tuple(
+        (sum(tokens for tokens, _ in group) / len(group), sum(loss for _, loss in group) / len(group))
+        for group in groups
+    )

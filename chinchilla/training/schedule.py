@@ -1,0 +1,20 @@
+"""Learning-rate schedules: pure functions of the step, so that a run can be repeated and resumed bit for bit."""
+
+import math
+
+from chinchilla.config.plan import Training
+
+
+def rate_scale(step: int, training: Training) -> float:
+    """The factor on the peak learning rate at `step` (from 0): linear warm-up, then the schedule's course to 0.
+
+    `cosine`: half a cosine (Loshchilov 2017). `wsd`: constant, then linear to 0 over the last `decay_fraction`
+    of the steps (warm-up-stable-decay; Hu 2024).
+    """
+    if step < training.warmup_steps:
+        return (step + 1) / training.warmup_steps
+    left = training.steps - step
+    if training.schedule == "wsd":
+        return min(1.0, left / max(1, round(training.decay_fraction * training.steps)))
+    progress = 1 - left / max(1, training.steps - training.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))

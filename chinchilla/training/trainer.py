@@ -1,0 +1,288 @@
+"""The training loop: one path for every model and task, resumable bit for bit."""
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chinchilla.config.errors import FaultError
+from chinchilla.config.plan import Training
+from chinchilla.data.batches import Batches
+from chinchilla.data.stream import Item, Position, stream
+from chinchilla.models.transformer import Transformer
+from chinchilla.store import checkpoint
+from chinchilla.store.run_folder import RunFolder
+from chinchilla.tasks.task import Batch, Objective, Task, num_tokens
+from chinchilla.training.monitor import Monitor, Tracker
+from chinchilla.training.optimizer import Optimizer
+from chinchilla.training.schedule import rate_scale
+
+Weights = dict[str, Tensor]
+
+VALID_BATCHES = 32
+"""Micro-batches of the validation data that a validation looks at, at most."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that a checkpoint's `state.json` holds besides the settings."""
+
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    tokens: int = 0
+    time_s: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = -1
+    planned_anew: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training gave; `step_time_s` is the median of an optimizer step without validations and checkpoints."""
+
+    steps: int
+    tokens: int
+    train_time_s: float
+    step_time_s: float
+    valid_loss: float
+    best_step: int
+
+
+@dataclass
+class Trainer:
+    """Trains `model` on `batches` by the settings in `training`; everything it does is written to `folder`.
+
+    `flops_per_token` (matmul FLOPs a labelled token, forward and backward) and `peak_flops_per_s` give the share
+    of the machine's peak. `replan(step, step_time_s, time_s)` may return a new number of steps, once, when the
+    measured speed after warm-up is known.
+    """
+
+    model: Transformer
+    task: Task
+    training: Training
+    batches: Batches
+    valid: Batches
+    folder: RunFolder
+    monitor: Monitor
+    flops_per_token: float
+    peak_flops_per_s: float
+    replan: Callable[[int, float, float], int | None] = lambda step, step_time_s, time_s: None
+    trackers: Sequence[Tracker] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        self.model.to(self.device)
+        if self.training.compile:
+            compile_blocks_(self.model)
+        self.optimizer = Optimizer(self.model, self.training)
+        self.progress = Progress()
+        self.average = _copy(self.model) if self.training.ema_decay else None
+        self.best: Weights = {}
+        self.objective = Objective(
+            self.training.label_smoothing, self.training.reconstruct_weight, self.training.mask_rate
+        )
+        self._times: list[float] = []
+
+    def run(self) -> Outcome:
+        """Train to the last step; the model ends with the weights that did best on the validation data.
+
+        Raises:
+            FaultError: the loss is no longer a number, or the disk fails.
+        """
+        started = time.perf_counter() - self.progress.time_s
+        for _ in self.steps():
+            self.progress.time_s = time.perf_counter() - started
+            self._after_step()
+        self._load(self.best)
+        return Outcome(
+            steps=self.progress.step,
+            tokens=self.progress.tokens,
+            train_time_s=self.progress.time_s,
+            step_time_s=statistics.median(self._times) if self._times else 0.0,
+            valid_loss=self.progress.best_loss,
+            best_step=self.progress.best_step,
+        )
+
+    def steps(self) -> Iterator[float]:
+        """Take the steps that are left; give each one's plain loss in nats a token."""
+        self.model.train()
+        items = stream(self.batches, self.progress.position)
+        with contextlib.closing(items):
+            while self.progress.step < self.training.steps:
+                yield self._step(items)
+
+    def _step(self, items: Iterator[Item]) -> float:
+        begun = time.perf_counter()
+        group = list(islice(items, self.training.accumulation))
+        micro_batches = [_to(batch, self.device) for _, batch in group]
+        tokens = sum(num_tokens(batch) for batch in micro_batches)
+        nats = 0.0
+        for batch in micro_batches:
+            with self._autocast():
+                loss = self.task.loss(self.model, batch, self.objective)
+            # The mean over the step's real tokens, however they fall into micro-batches.
+            (loss.total / tokens).backward()
+            nats += float(loss.plain)
+        if not math.isfinite(nats):
+            raise FaultError(
+                f"{self.folder.path}: the loss is {nats} at step {self.progress.step}; "
+                "lower train.learning_rate, and go on from the last checkpoint with train --resume"
+            )
+        if self.training.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+        self.optimizer.step(rate_scale(self.progress.step, self.training))
+        self._update_average()
+        self.progress.step += 1
+        self.progress.position = group[-1][0].next
+        self.progress.tokens += tokens
+        self._times.append(time.perf_counter() - begun)
+        self._log(nats / tokens, tokens)
+        return nats / tokens
+
+    def _after_step(self) -> None:
+        step, training = self.progress.step, self.training
+        if not self.progress.planned_anew and step == settling_steps(training):
+            self._plan_anew()
+        last = step == self.training.steps
+        if last or step % training.eval_every == 0:
+            self._validate()
+        if last or step % training.checkpoint_every == 0:
+            self.save()
+
+    def _plan_anew(self) -> None:
+        self.progress.planned_anew = True
+        recent = statistics.median(self._times[-settling_steps(self.training) // 2 :])
+        steps = self.replan(self.progress.step, recent, self.progress.time_s)
+        if steps is not None and steps != self.training.steps:
+            text = f"steps take {recent:.3g} s: {steps} instead of {self.training.steps} fit the budget"
+            self.folder.log_event("replan", step=self.progress.step, steps=steps, step_time_s=recent)
+            self.monitor.note(text)
+            self.training = self.training.model_copy(update={"steps": steps})
+
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        # A short memory at first, or the random start would weigh on the average for long.
+        decay = min(self.training.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
+        own = self.model.state_dict()
+        torch._foreach_lerp_(list(self.average.values()), [own[name] for name in self.average], 1 - decay)
+
+    def _validate(self) -> None:
+        weights = self.average or _copy(self.model)
+        kept = _copy(self.model) if self.average else None
+        if self.average:
+            self._load(self.average)
+        loss = self.valid_loss()
+        if kept is not None:
+            self._load(kept)
+        progress = self.progress
+        self.folder.log_metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, valid_loss=loss)
+        self._track({"valid_loss": loss})
+        self.monitor.note(f"step {progress.step}: validation loss {loss:.4f} nats a token")
+        if loss < progress.best_loss:
+            progress.best_loss, progress.best_step = loss, progress.step
+            self.best = {name: tensor.clone() for name, tensor in weights.items()}
+
+    def valid_loss(self) -> float:
+        """Plain cross-entropy on the validation data, in nats a token."""
+        self.model.eval()
+        nats, tokens = 0.0, 0
+        order = self.valid.order(0)[:VALID_BATCHES]
+        with torch.no_grad(), self._autocast():
+            for rows in order:
+                batch = _to(self.valid.batch(rows), self.device)
+                nats += float(self.task.loss(self.model, batch, Objective()).plain)
+                tokens += num_tokens(batch)
+        self.model.train()
+        return nats / tokens
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        progress = self.progress
+        tensors = {"model": _copy(self.model), "optimizer": self.optimizer.state(), "best": self.best}
+        tensors["random"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.average:
+            tensors["average"] = self.average
+        state = vars(progress) | {
+            "position": [progress.position.epoch, progress.position.index],
+            "best_loss": progress.best_loss if progress.best_step >= 0 else None,
+            "steps": self.training.steps,
+            "times": self._times[-1000:],
+        }
+        checkpoint.save(self.folder.checkpoints, progress.step, tensors, state, self.training.keep_checkpoints)
+        self.folder.log_event("checkpoint", step=progress.step)
+
+    def resume(self, saved: checkpoint.Checkpoint) -> None:
+        """Go on from a checkpoint as if nothing had happened."""
+        state = saved.state
+        self._load(saved.tensors["model"])
+        self.optimizer.load({name: tensor.to(self.device) for name, tensor in saved.tensors["optimizer"].items()})
+        self.best = saved.tensors.get("best", {})
+        if self.average:
+            self.average = {name: tensor.to(self.device) for name, tensor in saved.tensors["average"].items()}
+        torch.set_rng_state(saved.tensors["random"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved.tensors["random"]["cuda"], self.device)
+        self._times = list(state["times"])
+        self.training = self.training.model_copy(update={"steps": state["steps"]})
+        best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
+        own = {"position": Position(*state["position"]), "best_loss": best_loss}
+        self.progress = Progress(**{name: own.get(name, state[name]) for name in vars(Progress())})
+
+    def _log(self, loss: float, tokens: int) -> None:
+        progress = self.progress
+        if progress.step % self.training.log_every and progress.step != self.training.steps:
+            return
+        step_time_s = statistics.median(self._times[-self.training.log_every :])
+        tokens_per_s = tokens / step_time_s
+        fraction = tokens_per_s * self.flops_per_token / self.peak_flops_per_s
+        values = {
+            "loss": loss,
+            "learning_rate": self.training.learning_rate * rate_scale(progress.step - 1, self.training),
+            "tokens_per_s": tokens_per_s,
+            "peak_fraction": fraction,
+        }
+        self.folder.log_metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, **values)
+        self._track(values)
+        left_s = (self.training.steps - progress.step) * step_time_s
+        self.monitor.step(progress.step, loss, tokens_per_s, fraction, left_s)
+
+    def _track(self, values: dict[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(self.progress.step, values)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
+
+    def _load(self, weights: Weights) -> None:
+        if weights:
+            self.model.load_state_dict(weights)
+
+
+def settling_steps(training: Training) -> int:
+    """Steps after which the speed is known: the first ones are slow, while kernels and caches are made."""
+    return min(max(8, training.steps // 20), 50)
+
+
+def compile_blocks_(model: Transformer) -> None:
+    """Compile each block; equal blocks share one compiled form, which costs less than compiling the model whole."""
+    for stack in (model.encoder, model.decoder):
+        for block in stack.layers if stack is not None else ():
+            block.compile()
+
+
+def _copy(model: nn.Module) -> Weights:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _to(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

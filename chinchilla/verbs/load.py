@@ -1,0 +1,89 @@
+"""Open a trained model to ask it things: `chinchilla predict`, `evaluate`, `serve`, and `chinchilla.load`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chinchilla.config.errors import UsageError
+from chinchilla.config.plan import TaskName
+from chinchilla.data.tokenizer import Specials, Tokenizer
+from chinchilla.models.generate import Sampling
+from chinchilla.models.hub import WEIGHTS, read_model
+from chinchilla.models.transformer import Transformer
+from chinchilla.serving.answerer import Card
+from chinchilla.serving.decoding import TokenDecoding
+from chinchilla.tasks.generate import Generate, prompt_ids
+from chinchilla.tasks.translate import Translate
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model with its tokenizer and task, ready to answer; what `serving` calls an answerer."""
+
+    card: Card
+    model: Transformer
+    tokenizer: Tokenizer
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens that each text takes as input, special tokens included."""
+        return [len(ids) + 1 for ids in self.tokenizer.encode_batch(list(texts))]
+
+    def translate(self, texts: Sequence[str], beam_size: int = 4) -> list[str]:
+        """Translate texts as one batch."""
+        self._require("translate")
+        return Translate(beam_size).answer(self.model, self.tokenizer, texts)
+
+    def complete(self, prompt: str, sampling: Sampling) -> str:
+        """Continue one prompt."""
+        self._require("generate")
+        return Generate().answer(self.model, self.tokenizer, prompt, sampling)
+
+    def decoding(self) -> TokenDecoding:
+        """A running batch of completions."""
+        self._require("generate")
+        shape = self.model.shape
+
+        def encode(text: str) -> list[int]:
+            return prompt_ids(self.model, self.tokenizer, text, 1)
+
+        return TokenDecoding(self.model, encode, self.tokenizer.stream, frozenset({shape.eos_id}))
+
+    def _require(self, task: str) -> None:
+        if self.card.task != task:
+            raise UsageError(f"{self.card.name} is a model for {self.card.task}, not for {task}")
+
+
+def load(path: Path) -> Model:
+    """Open a run folder, a model folder of a known family, or a GGUF file.
+
+    Raises:
+        UsageError: nothing there is a model that can be opened.
+        FaultError: its files are damaged.
+    """
+    folder = path / "model" if (path / "model").is_dir() else path
+    loaded = read_model(folder)
+    if loaded.tokenizer_json is None:
+        raise UsageError(f"{folder}: tokenizer.json is missing, so that texts cannot be turned into tokens")
+    task: TaskName = "translate" if loaded.shape.num_encoder_layers and loaded.shape.num_decoder_layers else "generate"
+    if not loaded.shape.num_decoder_layers:
+        raise UsageError(f"{folder}: an encoder alone has no answers to give")
+    weights = folder if folder.is_file() else folder / WEIGHTS
+    shape = loaded.shape
+    specials = Specials(shape.pad_id, shape.bos_id, shape.eos_id, shape.pad_id)
+    own = loaded.config.get("model_type") == "chinchilla"
+    tokenizer = Tokenizer.from_json(loaded.tokenizer_json, None if own else specials)
+    model = loaded.model
+    return Model(
+        Card(
+            name=path.resolve().name,
+            task=task,
+            num_params=sum(parameter.numel() for parameter in model.parameters()),
+            size_bytes=weights.stat().st_size if weights.is_file() else 0,
+            precision=loaded.config.get("quantization", {}).get("scheme", "fp32"),
+            max_len=shape.max_len,
+            created=int(weights.stat().st_mtime) if weights.is_file() else 0,
+            metrics=loaded.config.get("metrics", {}),
+        ),
+        model,
+        tokenizer,
+    )

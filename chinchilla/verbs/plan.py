@@ -1,0 +1,263 @@
+"""`chinchilla plan`: what to train for the budget, what it will cost, how good it will get, and why."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+
+import torch
+
+from chinchilla.config.errors import BudgetError
+from chinchilla.config.estimate import Estimate
+from chinchilla.config.machine import Machine
+from chinchilla.config.plan import Decision, Plan, Training
+from chinchilla.config.run import Run
+from chinchilla.config.units import show_bytes, show_count, show_time
+from chinchilla.data.sources import default_cache
+from chinchilla.parallel.measure import cached_measure
+from chinchilla.planning import count, search
+from chinchilla.planning.machine import step_time
+from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, resident_bytes
+from chinchilla.verbs.prepare import Prepared, prepare
+from chinchilla.verbs.probes import Choice, choose
+
+log = logging.getLogger("chinchilla")
+
+Tell = Callable[[str], None]
+
+MICRO_BATCH_TOKENS = 4096
+"""Labelled tokens that go through the model at one time: enough for full matrix-product speed on a CPU."""
+
+SMALL_DATA_TOKENS = 20_000_000
+"""Less data than this is seen often enough in a run for dropout to help."""
+
+EVAL_SHARE = 0.03
+CHECKPOINT_SHARE = 0.02
+"""Shares of the time that validations and checkpoints may take."""
+
+WRITE_BYTES_PER_S = 2e8
+"""What a checkpoint's writing, hashing and reading back run at: slow disks included."""
+
+
+def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
+    """Plan a run, and give the prepared data with it.
+
+    Raises:
+        DataError: data that cannot be used.
+        BudgetError: not even one step fits the budget, or no model fits the limits.
+    """
+    begun = time.perf_counter()
+    prepared = prepare(run, tell)
+    machine = measured_machine(run, tell)
+    keep_freed_memory()
+    draft = _draft(run, machine, prepared)
+    time_s = _time_budget(run, machine, begun)
+    _refuse_tiny(time_s, prepared, machine, draft)
+    choice = choose(run, prepared, machine, draft, time_s, resident_bytes(), tell)
+    release_freed_memory()
+    return _assemble(run, prepared, machine, draft, choice, begun), prepared
+
+
+def measured_machine(run: Run, tell: Tell) -> Machine:
+    """This machine as measured, with torch set to the run's number of threads."""
+    threads = run.train.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    tell("measuring the machine (kept for the next time)")
+    return cached_measure(default_cache(), device="cuda" if torch.cuda.is_available() else "cpu", threads=threads)
+
+
+def _time_budget(run: Run, machine: Machine, begun: float) -> float:
+    """Seconds that may still be spent; for a FLOP budget those it is thought to take."""
+    if run.budget.time is not None:
+        return run.budget.time - (time.perf_counter() - begun)
+    assert run.budget.flops is not None
+    return run.budget.flops / (0.3 * machine.flops_per_s(machine.fastest_precision()))
+
+
+def _draft(run: Run, machine: Machine, prepared: Prepared) -> Training:
+    """The settings that do not depend on the shape; steps and intervals are filled in at the end."""
+    fixed = run.train
+    small = prepared.facts.unique_tokens < SMALL_DATA_TOKENS
+    batch_tokens = fixed.batch_tokens or MICRO_BATCH_TOKENS
+    defaults = {
+        "optimizer": "muon",
+        "learning_rate": 2e-3,
+        "embedding_learning_rate": fixed.learning_rate or 3e-3,
+        "weight_decay": 0.05,
+        "schedule": "wsd",
+        "warmup_steps": 30,
+        "decay_fraction": 0.4,
+        "clip_norm": 1.0,
+        "label_smoothing": 0.1 if run.task == "translate" else 0.0,
+        "dropout": 0.1 if small else 0.0,
+        "ema_decay": 0.0,
+        "precision": machine.fastest_precision(),
+        "compile": False,
+        "accumulation": max(1, math.ceil(batch_tokens / (2 * MICRO_BATCH_TOKENS))),
+    }
+    never = {"steps": 10**9, "eval_every": 10**9, "checkpoint_every": 10**9, "log_every": 10**9}
+    said = {name: value for name, value in fixed.model_dump().items() if name in Training.model_fields}
+    said = {name: value for name, value in said.items() if value is not None and name not in never}
+    rest = {"batch_tokens": batch_tokens, "threads": machine.threads, "seed": run.seed}
+    return Training(**never | defaults | rest | said)
+
+
+def _refuse_tiny(time_s: float, prepared: Prepared, machine: Machine, draft: Training) -> None:
+    """Refuse a budget that the smallest model's first step does not fit, before anything is trained."""
+    facts = prepared.facts
+    smallest = search.build(facts, prepared.run.model, 128, 2 * (facts.task == "translate"), 2)
+    batch = facts.batch(draft.batch_tokens / draft.accumulation)
+    needed_s = step_time(smallest, batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
+    if time_s < 4 * needed_s:
+        raise BudgetError(
+            f"budget: {show_time(max(time_s, 0))} are left once the data is read, and one step of the smallest model, "
+            f"with its validation and checkpoint, takes about {show_time(4 * needed_s)}: raise the budget"
+        )
+
+
+def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, choice: Choice, begun: float) -> Plan:
+    facts, shape = prepared.facts, choice.shape
+    batches = prepared.batches(draft)
+    tokens_per_step = batches.unique_tokens / batches.num_batches(0) * draft.accumulation
+    flops_per_token = count.flops_per_token(shape, facts.batch(draft.batch_tokens / draft.accumulation))
+    elapsed_s = time.perf_counter() - begun
+    training = _scheduled(run, prepared, draft, choice, tokens_per_step * flops_per_token, elapsed_s)
+    step_s = choice.step_time
+    tokens = training.steps * tokens_per_step
+    total = Estimate(
+        p10=step_s.p10 * training.steps,
+        p50=step_s.p50 * training.steps * (1 + EVAL_SHARE),
+        p90=step_s.p90 * training.steps * (1 + EVAL_SHARE + CHECKPOINT_SHARE),
+        unit="s",
+        source=step_s.source,
+    )
+    num_params = count.num_params(shape)
+    return Plan(
+        task=run.task,
+        shape=shape,
+        training=training,
+        num_params=num_params,
+        flops_per_token=flops_per_token,
+        unique_tokens=facts.unique_tokens,
+        tokens_per_step=tokens_per_step,
+        bytes_per_token=facts.bytes_per_token,
+        machine=machine,
+        predicted={
+            "step_time_s": step_s,
+            "train_time_s": total,
+            "tokens": Estimate.around(tokens, 0.08, "tokens", step_s.source),
+            "loss": choice.predict_loss(tokens),
+            "memory_bytes": choice.memory,
+            "size_bytes": Estimate.around(4 * num_params, 0.01, "bytes", "measured"),
+            "flops": Estimate.around(tokens * flops_per_token, 0.05, "FLOP", step_s.source),
+        },
+        decisions=tuple(_decisions(run, prepared, machine, training, choice, tokens)),
+        probes=choice.probes,
+        planning_time_s=elapsed_s,
+        budget_time_s=run.budget.time,
+        budget_flops=run.budget.flops,
+    )
+
+
+def _scheduled(
+    run: Run, prepared: Prepared, draft: Training, choice: Choice, step_flops: float, elapsed_s: float
+) -> Training:
+    """The draft with the steps that fit the budget, and the intervals between validations and checkpoints."""
+    step_s = choice.step_time.p50
+    valid_batches = min(32, prepared.valid_batches(draft).num_batches(0))
+    eval_s = valid_batches * step_s / draft.accumulation / 3
+    checkpoint_s = 5 * 4 * count.num_params(choice.shape) / WRITE_BYTES_PER_S
+    eval_every = search.interval(eval_s, step_s, EVAL_SHARE)
+    checkpoint_every = search.interval(checkpoint_s, step_s, CHECKPOINT_SHARE)
+    if run.train.steps:
+        steps = run.train.steps
+    elif run.budget.time is not None:
+        steps = search.num_steps(
+            run.budget.time - elapsed_s,
+            step_s,
+            eval_time_s=eval_s,
+            eval_every=eval_every,
+            checkpoint_time_s=checkpoint_s,
+            checkpoint_every=checkpoint_every,
+        )
+    else:
+        steps = int((run.budget.flops or 0) / step_flops)
+        if steps < 1:
+            raise BudgetError(f"budget.flops: one step takes {step_flops:.3g} FLOP: raise it or fix a smaller model")
+    return draft.model_copy(
+        update={
+            "compile": choice.compile,
+            "steps": steps,
+            "warmup_steps": min(draft.warmup_steps, max(1, steps // 10)),
+            "eval_every": run.train.eval_every or min(steps, max(eval_every, steps // 10)),
+            "checkpoint_every": run.train.checkpoint_every or min(steps, max(checkpoint_every, steps // 10)),
+            "log_every": max(1, steps // 200),
+        }
+    )
+
+
+def _decisions(
+    run: Run, prepared: Prepared, machine: Machine, training: Training, choice: Choice, tokens: float
+) -> list[Decision]:
+    facts, shape = prepared.facts, choice.shape
+
+    def line(name: str, value: str, key: str, reason: str) -> Decision:
+        given = getattr(run.train, key, None) if key else None
+        return Decision(name=name, value=value, reason="as the recipe says" if given is not None else reason)
+
+    layers = (
+        f"{shape.num_encoder_layers}+{shape.num_decoder_layers}"
+        if shape.num_encoder_layers
+        else str(shape.num_decoder_layers)
+    )
+    passes = "each text is a row" if facts.task == "generate" else "pairs packed in rows, so that every step is alike"
+    return [
+        line("model", f"{layers} layers of {shape.dim}, {show_count(count.num_params(shape))}", "", choice.reason),
+        line(
+            "norm",
+            shape.norm,
+            "",
+            "LayerNorm's kernel is 4× RMSNorm's on CPUs"
+            if shape.norm == "layer" and run.model.norm is None
+            else "as the recipe says",
+        ),
+        line("vocabulary", f"{facts.vocab_size:,}", "", f"{facts.bytes_per_token:.3g} bytes a token here"),
+        line("steps", f"{training.steps:,}", "steps", "what the budget holds at the measured speed"),
+        line(
+            "tokens",
+            show_count(tokens),
+            "",
+            f"{tokens / facts.unique_tokens:.3g} epochs of {show_count(facts.unique_tokens)}",
+        ),
+        line("batch", f"{training.batch_tokens:,} tokens", "batch_tokens", f"full speed of products; {passes}"),
+        line(
+            "optimizer", training.optimizer, "optimizer", "Muon for matrices reaches a loss in fewer steps than AdamW"
+        ),
+        line(
+            "learning rate",
+            f"{training.learning_rate:g}",
+            "learning_rate",
+            "rule of thumb at this scale, tried in bench/; the Step Law's range begins 100× above",
+        ),
+        line(
+            "schedule",
+            f"{training.schedule}, last {training.decay_fraction:.0%} decays to 0",
+            "schedule",
+            "can be planned anew without losing what was trained",
+        ),
+        line(
+            "regularisation",
+            f"dropout {training.dropout:g}, label smoothing {training.label_smoothing:g}",
+            "dropout",
+            "data is seen more than once" if training.dropout else "fresh data regularises",
+        ),
+        line(
+            "precision",
+            training.precision,
+            "precision",
+            "measured GFLOP/s: "
+            + ", ".join(f"{name} {machine.flops_per_s(name) / 1e9:.0f}" for name in ("bf16", "fp32")),
+        ),
+        line("compile", "yes" if training.compile else "no", "compile", choice.compile_reason),
+        line("peak memory", show_bytes(choice.memory.p50), "", "this process, the model's state and one micro-batch"),
+    ]

@@ -1,0 +1,150 @@
+"""From a `Run` to encoded data: splits, tokenizer, batches, and the facts that the planner asks for."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla.config.plan import Training
+from chinchilla.config.run import Run
+from chinchilla.data.batches import Batches, PairBatches, TextBatches
+from chinchilla.data.encode import EncodedDocuments, EncodedPairs, encode_documents, encode_pairs
+from chinchilla.data.examples import texts
+from chinchilla.data.split import Split, split_documents, split_pairs
+from chinchilla.data.tokenizer import Tokenizer
+from chinchilla.planning.search import Facts
+from chinchilla.tasks.generate import Generate
+from chinchilla.tasks.task import Task
+from chinchilla.tasks.translate import Translate
+
+log = logging.getLogger("chinchilla")
+
+VOCAB_SIZE = 8000
+"""Of a tokenizer trained on the data, unless the recipe says otherwise; small data gives fewer."""
+
+ROW_LENS = (64, 96, 128, 192, 256, 384, 512)
+"""Rows of packed pairs: the shortest that holds nearly all pairs, since attention grows with the row."""
+
+FITTING = 0.995
+TEXT_LEN = 256
+
+Encoded = EncodedPairs | EncodedDocuments
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run's data, ready to train on and to score with."""
+
+    run: Run
+    task: Task
+    tokenizer: Tokenizer
+    train: Encoded
+    valid: Encoded
+    test: tuple[tuple[str, ...], ...]
+    row_len: int
+    facts: Facts
+
+    def batches(self, training: Training) -> Batches:
+        """Training micro-batches of `batch_tokens / accumulation` labelled tokens."""
+        return _batches(self.train, self.row_len, training.batch_tokens // training.accumulation, training.seed)
+
+    def valid_batches(self, training: Training) -> Batches:
+        """Validation micro-batches, of the training ones' size so that kernels are made once."""
+        return _batches(self.valid, self.row_len, training.batch_tokens // training.accumulation, 0)
+
+
+def make_task(run: Run) -> Task:
+    """The run's task."""
+    if run.task == "translate":
+        return Translate(run.evaluate.beam_size)
+    return Generate()
+
+
+def prepare(run: Run, tell: Callable[[str], None] = lambda text: None) -> Prepared:
+    """Read, split, train the tokenizer and encode.
+
+    Raises:
+        DataError: data that cannot be used; file, row and mend are named.
+        UsageError: a tokenizer file that cannot be used.
+    """
+    tell("reading data")
+    split = split_examples(run)
+    tell(f"{len(split.train):,} training, {len(split.valid):,} validation and {len(split.test):,} test examples")
+    tokenizer = _tokenizer(run, split)
+    tell(f"tokenizer of {tokenizer.vocab_size:,} tokens; encoding")
+    encode: Callable[..., Encoded] = encode_pairs if run.task == "translate" else encode_documents
+    train, valid = encode(split.train, tokenizer), encode(split.valid, tokenizer)
+    row_len = run.model.max_len or _row_len(train)
+    if run.model.attention == "block" and run.task == "translate":
+        log.warning("block attention takes one pair a row: rows are mostly padding for short texts")
+    return Prepared(
+        run=run,
+        task=make_task(run),
+        tokenizer=tokenizer,
+        train=train,
+        valid=valid,
+        test=test_examples(run, split),
+        row_len=row_len,
+        facts=_facts(run, tokenizer, train, row_len, split),
+    )
+
+
+def split_examples(run: Run) -> Split[Any]:
+    """The run's examples in three parts."""
+    return (split_pairs if run.task == "translate" else split_documents)(run.data, run.seed)
+
+
+def test_examples(run: Run, split: Split[Any] | None = None) -> tuple[tuple[str, ...], ...]:
+    """The test texts that the run is scored on."""
+    split = split or split_examples(run)
+    return tuple(texts(example) for example in split.test)[: run.evaluate.max_examples]
+
+
+def _tokenizer(run: Run, split: Split[Any]) -> Tokenizer:
+    if run.tokenizer.file is not None:
+        return Tokenizer.load(run.tokenizer.file)
+    words: Iterable[str] = (text for example in split.train for text in texts(example))
+    return Tokenizer.train(words, run.tokenizer.kind, run.tokenizer.vocab_size or VOCAB_SIZE)
+
+
+def _lengths(encoded: Encoded) -> NDArray[np.int64]:
+    """The longer side of each example, in tokens, end included."""
+    if isinstance(encoded, EncodedDocuments):
+        return encoded.text.lengths + 1
+    return np.maximum(encoded.source.lengths, encoded.target.lengths) + 1
+
+
+def _row_len(train: Encoded) -> int:
+    if isinstance(train, EncodedDocuments):
+        return TEXT_LEN
+    needed = np.quantile(_lengths(train), FITTING) if len(train.source) else 0
+    return next((length for length in ROW_LENS if length >= needed), ROW_LENS[-1])
+
+
+def _batches(encoded: Encoded, row_len: int, batch_tokens: int, seed: int) -> Batches:
+    if isinstance(encoded, EncodedDocuments):
+        return TextBatches(encoded, row_len, batch_tokens, seed)
+    return PairBatches(encoded, row_len, batch_tokens, seed)
+
+
+def _facts(run: Run, tokenizer: Tokenizer, train: Encoded, row_len: int, split: Split[Any]) -> Facts:
+    batches = _batches(train, row_len, 4096, 0)
+    sample = [texts(example)[-1] for _, example in zip(range(2000), split.train, strict=False)]
+    tokens = sum(len(ids) + 1 for ids in tokenizer.encode_batch(sample))
+    if isinstance(batches, PairBatches):
+        source_len, target_len = batches.row_lens
+    else:
+        source_len, target_len = 0, row_len
+    return Facts(
+        task=run.task,
+        vocab_size=tokenizer.vocab_size,
+        unique_tokens=batches.unique_tokens,
+        num_examples=len(split.train),
+        mean_source_len=source_len,
+        mean_target_len=target_len,
+        max_len=max(source_len, target_len),
+        bytes_per_token=sum(len(text.encode()) for text in sample) / max(1, tokens),
+    )

@@ -1,0 +1,271 @@
+"""Choose a shape: by a published law where one holds, by short probe runs below."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from chinchilla.config.estimate import Estimate
+from chinchilla.config.machine import Machine
+from chinchilla.config.plan import Probe, Training
+from chinchilla.config.run import Run
+from chinchilla.config.shape import Shape
+from chinchilla.config.units import show_count
+from chinchilla.models.transformer import Transformer
+from chinchilla.planning import count, halving, search
+from chinchilla.planning.laws import BESIROGLU, law_loss
+from chinchilla.planning.machine import step_time
+from chinchilla.planning.memory import memory
+from chinchilla.store.run_folder import RunFolder
+from chinchilla.training.allocator import peak_bytes, release_freed_memory, reset_peak, resident_bytes
+from chinchilla.training.monitor import Silent
+from chinchilla.training.probe import probe
+from chinchilla.training.trainer import Trainer
+from chinchilla.verbs.prepare import Prepared
+
+log = logging.getLogger("chinchilla")
+
+PROBE_SHARE = 0.08
+"""Share of a time budget that probe runs may take."""
+
+LEAST_PROBE_S = 6.0
+"""A shorter first probe does not get past the warm-up: fewer candidates are tried instead."""
+
+MOST_CANDIDATES = 5
+MOST_PROBE_S = 1200.0
+
+COMPILE_SPEEDUP = 1.1
+COMPILE_TIME_S = 60.0
+"""What compiling small models gained and cost on CPUs when it was measured (docs/training.md)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The shape to train, and what is known of it; `curve` is its probe's (tokens, loss)."""
+
+    shape: Shape
+    compile: bool
+    step_time: Estimate
+    memory: Estimate
+    probes: tuple[Probe, ...]
+    reason: str
+    compile_reason: str
+    curve: tuple[tuple[float, float], ...]
+    unique_tokens: int
+
+    def predict_loss(self, tokens: float) -> Estimate:
+        """Validation loss after `tokens` tokens, in nats a token."""
+        num_params = count.num_params(self.shape)
+        if self.curve:
+            return halving.predict_loss(self.curve, num_params, tokens, self.unique_tokens)
+        return law_loss(BESIROGLU, num_params, tokens, self.unique_tokens)
+
+
+@dataclass
+class _Candidate:
+    """A shape under probing."""
+
+    shape: Shape
+    trainer: Trainer
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    step_time_s: float = math.inf
+    time_s: float = 0.0
+    memory_bytes: int = 0
+
+
+def choose(
+    run: Run,
+    prepared: Prepared,
+    machine: Machine,
+    draft: Training,
+    time_s: float,
+    process_bytes: int,
+    tell: Callable[[str], None],
+) -> Choice:
+    """The shape to train for `time_s` seconds; `process_bytes` is what the process holds before.
+
+    Raises:
+        BudgetError: no shape fits the limits.
+    """
+    flops = run.budget.flops or time_s * 0.3 * machine.flops_per_s(draft.precision)
+    if search.law_holds(flops):
+        return _by_law(flops, run, prepared, machine, draft, process_bytes)
+    shapes = search.candidates(
+        prepared.facts,
+        machine,
+        run.limits,
+        run.model,
+        time_s,
+        draft.precision,
+        draft.optimizer,
+        most=MOST_CANDIDATES,
+        process_bytes=process_bytes,
+    )
+    shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
+    probe_s = min(PROBE_SHARE * time_s, MOST_PROBE_S)
+    shapes = _affordable(shapes, probe_s) if run.train.probes else [shapes[len(shapes) // 2]]
+    return _by_probes(shapes, probe_s, prepared, machine, draft, time_s, process_bytes, tell)
+
+
+def _by_law(
+    flops: float, run: Run, prepared: Prepared, machine: Machine, draft: Training, process_bytes: int
+) -> Choice:
+    found = search.law_plan(flops, prepared.facts, run.model, run.limits)
+    batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
+    needs = memory(found.shape, batch, draft.precision, draft.optimizer, dropout=draft.dropout > 0)
+    estimate = step_time(found.shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation).estimate()
+    return Choice(
+        shape=found.shape,
+        compile=draft.compile,
+        step_time=estimate,
+        memory=Estimate.around(process_bytes + needs.peak, 0.3, "bytes", "guess"),
+        probes=(),
+        reason="; ".join(f"{line.name} {line.value}: {line.reason}" for line in found.decisions[:2]),
+        compile_reason="off unless the recipe says so",
+        curve=(),
+        unique_tokens=prepared.facts.unique_tokens,
+    )
+
+
+def _affordable(shapes: list[Shape], probe_s: float) -> list[Shape]:
+    """As many of the shapes, evenly spread, as can each have a first probe worth the name."""
+    for most in range(len(shapes), 1, -1):
+        if halving.rounds(most, probe_s)[0].time_s >= LEAST_PROBE_S:
+            return [shapes[round(index * (len(shapes) - 1) / (most - 1))] for index in range(most)]
+    return [shapes[len(shapes) // 2]]
+
+
+def _by_probes(
+    shapes: list[Shape],
+    probe_s: float,
+    prepared: Prepared,
+    machine: Machine,
+    draft: Training,
+    time_s: float,
+    process_bytes: int,
+    tell: Callable[[str], None],
+) -> Choice:
+    """Successive halving over the shapes; a single shape is only timed."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    alive = [_Candidate(shape, _trainer(shape, prepared, draft, device)) for shape in shapes]
+    seen: list[Probe] = []
+    rounds = halving.rounds(len(alive), probe_s) or (halving.Round(1, min(probe_s, LEAST_PROBE_S), 1),)
+    for number, stage in enumerate(rounds, start=1):
+        for candidate in alive:
+            tell(f"probe {number}/{len(rounds)}: {_name(candidate.shape)} for {stage.time_s:.0f} s")
+            _run_probe(candidate, stage.time_s, device)
+        results = [_record(candidate, prepared, draft, time_s) for candidate in alive]
+        seen += results
+        kept = halving.survivors(results, stage.keep)
+        alive = [candidate for result in kept for candidate in alive if candidate.shape == result.shape]
+    best = alive[0]
+    compiled, compile_reason = _compiled(best, prepared, machine, draft, time_s, device, tell)
+    return Choice(
+        shape=best.shape,
+        compile=compiled is not None or draft.compile,
+        step_time=Estimate.around((compiled or best).step_time_s, 0.1, "s", "measured"),
+        memory=_memory(compiled or best, process_bytes),
+        probes=tuple(seen),
+        reason=_reason(seen, len(shapes)),
+        compile_reason=compile_reason,
+        curve=tuple(best.curve),
+        unique_tokens=prepared.facts.unique_tokens,
+    )
+
+
+def _compiled(
+    best: _Candidate,
+    prepared: Prepared,
+    machine: Machine,
+    draft: Training,
+    time_s: float,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> tuple[_Candidate | None, str]:
+    """The winner compiled, where that was tried and is earned back, and the reason either way."""
+    if prepared.run.train.compile is not None:
+        return None, "as the recipe says"
+    if not machine.has_compiler:
+        return None, "there is no working C++ compiler here"
+    gain_s = time_s * (1 - 1 / COMPILE_SPEEDUP)
+    if gain_s < 2 * COMPILE_TIME_S:
+        return None, f"it gains about {gain_s:.0f} s and costs about {COMPILE_TIME_S:.0f} s at small sizes"
+    tell(f"probe: {_name(best.shape)} compiled")
+    begun = time.perf_counter()
+    candidate = _Candidate(
+        best.shape, _trainer(best.shape, prepared, draft.model_copy(update={"compile": True}), device)
+    )
+    _run_probe(candidate, LEAST_PROBE_S, device)
+    cost_s = time.perf_counter() - begun
+    speedup = best.step_time_s / candidate.step_time_s
+    told = f"measured {speedup:.2f}× faster for {cost_s:.0f} s of compiling"
+    return (candidate if time_s * (1 - 1 / speedup) > cost_s else None), told
+
+
+def _trainer(shape: Shape, prepared: Prepared, draft: Training, device: torch.device) -> Trainer:
+    torch.manual_seed(draft.seed)
+    return Trainer(
+        model=Transformer(shape, draft.dropout),
+        task=prepared.task,
+        training=draft,
+        batches=prepared.batches(draft),
+        valid=prepared.valid_batches(draft),
+        folder=RunFolder(Path("probe")),  # never made: a probe writes nothing
+        monitor=Silent(),
+        flops_per_token=1.0,
+        peak_flops_per_s=1.0,
+        device=device,
+    )
+
+
+def _run_probe(candidate: _Candidate, time_s: float, device: torch.device) -> None:
+    # What earlier probes freed would be used again unseen.
+    release_freed_memory()
+    before = resident_bytes() if device.type == "cpu" else 0
+    reset_peak(device)
+    result = probe(candidate.trainer, time_s)
+    candidate.memory_bytes = max(candidate.memory_bytes, peak_bytes(device) - before)
+    candidate.curve += result.curve
+    candidate.step_time_s = result.step_time_s
+    candidate.time_s += result.time_s
+
+
+def _record(candidate: _Candidate, prepared: Prepared, draft: Training, time_s: float) -> Probe:
+    unique = prepared.facts.unique_tokens
+    tokens = candidate.curve[-1][0]
+    steps = candidate.trainer.progress.step
+    reach = candidate.trainer.progress.tokens / steps * time_s / candidate.step_time_s
+    num_params = count.num_params(candidate.shape)
+    predicted = halving.predict_loss(candidate.curve, num_params, max(reach, tokens), unique)
+    return Probe(
+        shape=candidate.shape,
+        precision=draft.precision,
+        compile=draft.compile,
+        num_params=num_params,
+        tokens=candidate.trainer.progress.tokens,
+        time_s=candidate.time_s,
+        step_time_s=candidate.step_time_s,
+        loss=candidate.curve[-1][1],
+        predicted_loss=predicted.p50,
+    )
+
+
+def _memory(best: _Candidate, process_bytes: int) -> Estimate:
+    """What the probe was seen to take, and the copy of the best weights that training keeps besides."""
+    weights = 4 * count.num_params(best.shape)
+    return Estimate.around(process_bytes + best.memory_bytes + weights, 0.08, "bytes", "measured")
+
+
+def _name(shape: Shape) -> str:
+    layers = "+".join(str(n) for n in (shape.num_encoder_layers, shape.num_decoder_layers) if n)
+    return f"{layers} layers of {shape.dim} ({show_count(count.num_params(shape))})"
+
+
+def _reason(probes: list[Probe], num_shapes: int) -> str:
+    if num_shapes == 1:
+        return "the one shape that fits; timed in a short probe"
+    return f"best predicted loss of {num_shapes} shapes in {len(probes)} probe runs (no law holds at this scale)"

@@ -1,0 +1,233 @@
+"""`chinchilla train`: carry out a plan into a run folder; `--resume` goes on with one."""
+
+import json
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from chinchilla.config.estimate import Estimate
+from chinchilla.config.load import Loaded
+from chinchilla.config.plan import Plan
+from chinchilla.config.run import Run
+from chinchilla.config.units import show_count, show_time
+from chinchilla.models.hub import write_model
+from chinchilla.models.transformer import Transformer
+from chinchilla.store import checkpoint
+from chinchilla.store.atomic import write_text
+from chinchilla.store.run_folder import RunFolder
+from chinchilla.tasks.task import Score
+from chinchilla.training.allocator import keep_freed_memory, peak_bytes, reset_peak
+from chinchilla.training.monitor import Monitor, open_trackers
+from chinchilla.training.trainer import Outcome, Trainer
+from chinchilla.verbs.plan import plan
+from chinchilla.verbs.prepare import Prepared, prepare
+
+log = logging.getLogger("chinchilla")
+
+NEW_PLAN_ABOVE = 0.1
+"""Relative error of the planned step time from which the rest is planned anew."""
+
+SAMPLES = 12
+
+
+class Progress(Monitor, Protocol):
+    """A monitor that also says where the whole command stands."""
+
+    def stage(self, text: str) -> None:
+        """What is being done now."""
+
+    def start(self, total_steps: int, total_tokens: float, predicted_loss: Estimate | None) -> None:
+        """Training begins."""
+
+    def stop(self) -> None:
+        """Training has ended."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: its folder, scores on the test data, and predictions beside measurements by name."""
+
+    run: Path
+    metrics: dict[str, float]
+    predicted: dict[str, Estimate]
+    measured: dict[str, float]
+
+
+def train(loaded: Loaded, progress: Progress, on_plan: Callable[[Plan], None] = lambda made: None) -> TrainResult:
+    """Plan and train a new run. The run folder is made once the data is read and the plan stands.
+
+    `on_plan` is told the plan before training begins.
+
+    Raises:
+        DataError, BudgetError, UsageError: as `plan`; nothing is left behind.
+        FaultError: the disk or the training failed; the run can be resumed from its last checkpoint.
+    """
+    run = loaded.run
+    made, prepared = plan(run, progress.stage)
+    on_plan(made)
+    folder = RunFolder.create(run.runs, run.name or run.task)
+    with folder.lock():
+        folder.write_run(loaded)
+        folder.write_plan(made)
+        folder.write_env(run.seed, made.training.threads)
+        write_text(folder.path / "tokenizer.json", prepared.tokenizer.to_json())
+        folder.log_event("planned", planning_time_s=made.planning_time_s)
+        return _carry_out(folder, made, prepared, progress, None)
+
+
+def resume(path: Path, progress: Progress) -> TrainResult:
+    """Go on with an interrupted run from its last whole checkpoint, or from the start where there is none yet.
+
+    Raises:
+        UsageError: not a run folder, or another process is at work in it.
+        FaultError: checkpoints are there, and all are damaged.
+    """
+    folder = RunFolder.open(path)
+    with folder.lock():
+        loaded, made = folder.read_run(), folder.read_plan()
+        torch.set_num_threads(made.training.threads)
+        keep_freed_memory()
+        prepared = prepare(_with_tokenizer(folder, loaded), progress.stage)
+
+        def damaged(where: Path, why: str) -> None:
+            folder.log_event("damaged", path=str(where), why=why)
+            progress.note(f"{where} is damaged ({why}); taking the one before")
+
+        saved = checkpoint.latest(folder.checkpoints, damaged)
+        step = saved.step if saved else 0
+        folder.cut_metrics(step)
+        folder.log_event("resumed", step=step)
+        progress.note(f"going on from step {step}")
+        return _carry_out(folder, made, prepared, progress, saved)
+
+
+def _with_tokenizer(folder: RunFolder, loaded: Loaded) -> Run:
+    """The run with the tokenizer it began with, so that a changed library cannot change the ids."""
+    kept = folder.path / "tokenizer.json"
+    run = loaded.run
+    return (
+        run.model_copy(update={"tokenizer": run.tokenizer.model_copy(update={"file": kept})}) if kept.exists() else run
+    )
+
+
+def _carry_out(
+    folder: RunFolder, made: Plan, prepared: Prepared, progress: Progress, saved: checkpoint.Checkpoint | None
+) -> TrainResult:
+    trackers = open_trackers(prepared.run.train.trackers, folder.path)
+    trainer = _trainer(folder, made, prepared, progress, trackers)
+    if saved is not None:
+        trainer.resume(saved)
+    reset_peak(trainer.device)
+    progress.start(trainer.training.steps, made.predicted["tokens"].p50, made.predicted.get("loss"))
+    try:
+        outcome = trainer.run()
+    finally:
+        progress.stop()
+        for tracker in trackers:
+            tracker.close()
+    memory_bytes = peak_bytes(trainer.device)
+    progress.stage("scoring on the test data")
+    model = trainer.model.eval()
+    score = prepared.task.score(model, prepared.tokenizer, prepared.test)
+    measured = _measured(made, outcome, memory_bytes)
+    write_model(
+        folder.model,
+        model,
+        prepared.tokenizer.to_json(),
+        _card(made, score, outcome),
+        {"task": made.task, "metrics": score.metrics},
+    )
+    measured["size_bytes"] = float((folder.model / "model.safetensors").stat().st_size)
+    for name, predicted in made.predicted.items():
+        folder.log_prediction(name, predicted, measured[name], predicted.unit)
+    _write_results(folder, score, outcome, measured)
+    folder.log_event("finished", steps=outcome.steps, train_time_s=outcome.train_time_s)
+    return TrainResult(folder.path, score.metrics, made.predicted, measured)
+
+
+def _trainer(folder: RunFolder, made: Plan, prepared: Prepared, progress: Monitor, trackers: list[Any]) -> Trainer:
+    training = made.training
+    torch.manual_seed(training.seed)
+    return Trainer(
+        model=Transformer(made.shape, training.dropout),
+        task=prepared.task,
+        training=training,
+        batches=prepared.batches(training),
+        valid=prepared.valid_batches(training),
+        folder=folder,
+        monitor=progress,
+        flops_per_token=made.flops_per_token,
+        peak_flops_per_s=made.machine.flops_per_s(training.precision),
+        replan=_replanner(made) if prepared.run.train.steps is None else lambda *_: None,
+        trackers=trackers,
+        device=torch.device(made.machine.device),
+    )
+
+
+def _replanner(made: Plan) -> Callable[[int, float, float], int | None]:
+    """Plan the remaining steps anew where the measured step time is off by more than a tenth; time budgets only."""
+
+    def replan(step: int, step_time_s: float, time_s: float) -> int | None:
+        planned_s = made.predicted["step_time_s"].p50
+        if made.budget_time_s is None or abs(step_time_s / planned_s - 1) <= NEW_PLAN_ABOVE:
+            return None
+        # What validations and checkpoints take was planned as a share of the steps' time.
+        per_step_s = made.predicted["train_time_s"].p50 / made.training.steps * step_time_s / planned_s
+        left_s = made.budget_time_s - made.planning_time_s - time_s
+        return step + max(1, int(left_s / per_step_s))
+
+    return replan
+
+
+def _measured(made: Plan, outcome: Outcome, memory_bytes: int) -> dict[str, float]:
+    return {
+        "step_time_s": outcome.step_time_s,
+        "train_time_s": outcome.train_time_s,
+        "tokens": float(outcome.tokens),
+        "loss": outcome.valid_loss,
+        "memory_bytes": float(memory_bytes),
+        "flops": outcome.tokens * made.flops_per_token,
+    }
+
+
+def _card(made: Plan, score: Score, outcome: Outcome) -> str:
+    """The model card."""
+    metrics = "\n".join(f"| {name} | {value:.3f} |" for name, value in score.metrics.items())
+    shape = "\n".join(f"- {name}: {value}" for name, value in made.shape.model_dump().items())
+    return f"""---
+library_name: chinchilla
+tags: [{made.task}]
+---
+
+# {made.task.capitalize()}, {show_count(made.num_params)} parameters
+
+Trained by Chinchilla for {show_time(outcome.train_time_s)} on {made.machine.name} ({made.machine.threads} threads,
+{platform.system()}): {show_count(outcome.tokens)} tokens, {outcome.tokens / made.unique_tokens:.2g} epochs.
+
+| metric (test data) | value |
+|---|---|
+{metrics}
+
+## Shape
+
+{shape}
+"""
+
+
+def _write_results(folder: RunFolder, score: Score, outcome: Outcome, measured: dict[str, float]) -> None:
+    results = {
+        "metrics": score.metrics,
+        "samples": [vars(sample) for sample in score.samples[:SAMPLES]],
+        "valid_loss": outcome.valid_loss,
+        "best_step": outcome.best_step,
+        "steps": outcome.steps,
+        "train_time_s": outcome.train_time_s,
+        "tokens": outcome.tokens,
+        "measured": measured,
+    }
+    write_text(folder.path / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,170 @@
+"""Counts against the real module: its parameters, and the FLOPs that PyTorch's own counter finds."""
+
+from collections.abc import Callable
+from math import prod
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from chinchilla.config.shape import Shape
+from chinchilla.models.transformer import Transformer
+from chinchilla.planning.count import (
+    Batch,
+    flops,
+    flops_per_token,
+    matrix_params,
+    num_params,
+    parameters,
+    products,
+    typical_batch,
+)
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    kv_heads = draw(st.integers(1, 2))
+    encoder, decoder = draw(st.sampled_from([(0, 1), (0, 2), (1, 0), (2, 0), (1, 1), (2, 1), (1, 2)]))
+    return Shape(
+        vocab_size=draw(st.integers(5, 40)),
+        dim=2 * draw(st.integers(1, 12)),
+        num_heads=kv_heads * draw(st.integers(1, 3)),
+        num_kv_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 6)),
+        ffn_dim=draw(st.integers(1, 40)),
+        num_encoder_layers=encoder,
+        num_decoder_layers=decoder,
+        max_len=draw(st.integers(16, 24)),
+        attention=draw(st.sampled_from(["full", "block", "gated"])),
+        block_len=draw(st.integers(2, 9)),
+        block_summaries=draw(st.booleans()),
+        position=draw(st.sampled_from(["sinusoidal", "learned", "rotary"])),
+        norm=draw(st.sampled_from(["layer", "rms"])),
+        norm_order=draw(st.sampled_from(["pre", "post"])),
+        activation=draw(st.sampled_from(["gelu", "swiglu", "relu2", "silu", "relu"])),
+        qk_norm=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        embed_norm=draw(st.booleans()),
+        embed_scale=draw(st.booleans()),
+        tied_embeddings=draw(st.booleans()),
+        head_bias=draw(st.booleans()),
+        reconstruct=draw(st.booleans()),
+    )
+
+
+@st.composite
+def batches(draw: st.DrawFn, shape: Shape) -> Batch:
+    source_len = draw(st.integers(1, 16)) if shape.num_encoder_layers else 0
+    target_len = draw(st.integers(1, 16)) if shape.num_decoder_layers else 0
+    size = draw(st.integers(1, 3))
+    labelled = draw(st.integers(1, size * (target_len or source_len)))
+    return Batch(size, source_len, target_len, labelled)
+
+
+def ids(shape: Shape, size: int, length: int) -> torch.Tensor:
+    return torch.randint(3, shape.vocab_size, (size, length))
+
+
+def hidden_states(model: Transformer, batch: Batch) -> torch.Tensor:
+    shape = model.shape
+    source = ids(shape, batch.size, batch.source_len) if shape.num_encoder_layers else None
+    target = ids(shape, batch.size, batch.target_len) if shape.num_decoder_layers else None
+    segments = None if source is None else torch.ones_like(source, dtype=torch.bool)
+    return model(source, target, source_segments=segments).hidden
+
+
+def forward(model: Transformer, batch: Batch) -> None:
+    with torch.no_grad():
+        model.logits(hidden_states(model, batch).flatten(0, 1)[: batch.loss_rows])
+
+
+def step(model: Transformer, batch: Batch) -> None:
+    hidden = hidden_states(model, batch)
+    labels = ids(model.shape, hidden.shape[0], hidden.shape[1])
+    labels.view(-1)[batch.loss_rows :] = -100
+    model.head.loss(hidden, labels, 0.1)[0].backward()
+
+
+def counted(call: Callable[[Transformer, Batch], None], model: Transformer, batch: Batch) -> int:
+    # The fused CPU kernel is not in PyTorch's table of FLOP formulas; the math form is made of counted products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call(model, batch)
+    return counter.get_total_flops()
+
+
+@given(shapes())
+@settings(max_examples=60, deadline=None)
+def test_parameters_are_those_of_the_module(shape: Shape) -> None:
+    model = Transformer(shape)
+    assert parameters(shape) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert num_params(shape) == sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_keep_the_order_of_the_module() -> None:
+    shape = Shape(
+        vocab_size=9, dim=4, num_heads=2, num_kv_heads=1, head_dim=2, ffn_dim=5, num_encoder_layers=1,
+        num_decoder_layers=1, attention="gated", position="learned", norm="layer", qk_norm=True, bias=True,
+        embed_norm=True, tied_embeddings=False, head_bias=True, reconstruct=True,
+    )  # fmt: skip
+    assert list(parameters(shape)) == [name for name, _ in Transformer(shape).named_parameters()]
+
+
+def test_matrix_params_leave_out_the_vocabulary_and_positions() -> None:
+    shape = Shape(
+        vocab_size=50, dim=8, num_heads=2, num_kv_heads=2, head_dim=4, ffn_dim=16, num_decoder_layers=2,
+        position="learned", tied_embeddings=False, max_len=20,
+    )  # fmt: skip
+    assert matrix_params(shape) == num_params(shape) - 2 * 50 * 8 - 20 * 8
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_flops_equal_the_counter_of_torch(data: st.DataObject) -> None:
+    shape = data.draw(shapes().filter(lambda shape: not shape.reconstruct))
+    batch = data.draw(batches(shape))
+    model = Transformer(shape)
+    assert flops(shape, batch).forward == counted(forward, model, batch)
+    assert flops(shape, batch).step == counted(step, model, batch)
+
+
+def test_flops_of_reconstruction() -> None:
+    shape = Shape(
+        vocab_size=20, dim=8, num_heads=2, num_kv_heads=2, head_dim=4, ffn_dim=16, num_encoder_layers=1,
+        num_decoder_layers=1, reconstruct=True,
+    )  # fmt: skip
+    model = Transformer(shape)
+    clean, masked = torch.randn(3, 5, 8), torch.zeros(3, 5, dtype=torch.bool)
+    masked[:, :2] = True
+    plain, both = Batch(3, 5, 5), Batch(3, 5, 5, masked_source=6, masked_target=4)
+    hidden = torch.randn(3, 5, 8, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        model.encoder_reconstruction.loss(hidden, clean, masked).backward()
+    expected = flops(shape, both).step - flops(shape, plain).step
+    assert counter.get_total_flops() == expected * 6 // 10
+
+
+def test_the_plain_count_is_six_flops_a_matrix_parameter_and_token() -> None:
+    shape = Shape(
+        vocab_size=8_000, dim=512, num_heads=8, num_kv_heads=8, head_dim=64, ffn_dim=2_048, num_decoder_layers=6
+    )
+    batch = Batch(4, target_len=64)
+    matmuls = [p for p in products(shape, batch) if not p.name.endswith(("scores", "values"))]
+    matrices = sum(prod(sizes) for sizes in parameters(shape).values() if len(sizes) == 2)
+    assert 3 * sum(p.flops for p in matmuls) == 6 * matrices * batch.target_rows
+    assert flops_per_token(shape, batch) == flops(shape, batch).step / 256
+
+
+def test_a_typical_batch_holds_the_asked_tokens() -> None:
+    assert typical_batch(4_000, 21.6, 25.0) == Batch(size=160, source_len=22, target_len=25)
+    assert typical_batch(3, 0, 25.0).size == 1
+
+
+@pytest.mark.parametrize(("encoder", "decoder", "rows"), [(1, 0, 6), (0, 1, 8), (1, 1, 8)])
+def test_every_position_of_the_output_side_is_labelled_unless_said_otherwise(
+    encoder: int, decoder: int, rows: int
+) -> None:
+    batch = Batch(2, source_len=3 if encoder else 0, target_len=4 if decoder else 0)
+    assert batch.loss_rows == rows

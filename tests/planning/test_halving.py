@@ -1,0 +1,142 @@
+"""Probe runs: rounds, survivors, and losses predicted from the beginning of a curve."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chinchilla.config.errors import DataError
+from chinchilla.config.plan import Probe
+from chinchilla.config.shape import Shape
+from chinchilla.planning.halving import predict_loss, rounds, survivors
+from chinchilla.planning.laws import effective_tokens
+
+SHAPE = Shape(vocab_size=9, dim=4, num_heads=1, num_kv_heads=1, head_dim=4, ffn_dim=8, num_decoder_layers=1)
+
+
+def probe(predicted: float | None, num_params: int = 1000) -> Probe:
+    return Probe(
+        shape=SHAPE, precision="fp32", compile=False, num_params=num_params, tokens=10, time_s=1.0, step_time_s=0.1,
+        loss=5.0, predicted_loss=predicted,
+    )  # fmt: skip
+
+
+def curve(floor: float, gain: float, exponent: float, tokens: np.ndarray) -> list[tuple[float, float]]:
+    return [(float(t), float(floor + gain * t**-exponent)) for t in tokens]
+
+
+def test_six_candidates_halve_in_three_equal_rounds() -> None:
+    found = rounds(6, 90.0)
+    assert [(r.candidates, r.keep) for r in found] == [(6, 3), (3, 2), (2, 1)]
+    assert [r.time_s for r in found] == [5.0, 10.0, 15.0]
+
+
+@given(st.integers(2, 40), st.floats(1, 1e4))
+def test_rounds_spend_the_time_and_end_with_one(candidates: int, time_s: float) -> None:
+    found = rounds(candidates, time_s)
+    assert sum(r.candidates * r.time_s for r in found) == pytest.approx(time_s)
+    assert found[0].candidates == candidates
+    assert found[-1].keep == 1
+    for before, after in pairwise(found):
+        assert before.keep == after.candidates < before.candidates
+
+
+def test_one_candidate_needs_no_rounds() -> None:
+    assert rounds(1, 60.0) == ()
+
+
+def test_the_best_predictions_survive() -> None:
+    probes = [probe(3.0), probe(2.0), probe(2.5), probe(2.0, num_params=500)]
+    kept = survivors(probes, 2)
+    assert [(p.predicted_loss, p.num_params) for p in kept] == [(2.0, 500), (2.0, 1000)]
+
+
+def test_a_probe_without_prediction_is_refused() -> None:
+    with pytest.raises(DataError, match="no predicted loss"):
+        survivors([probe(2.0), probe(None)], 1)
+
+
+@pytest.mark.parametrize("exponent", [0.25, 0.366, 0.5])
+@pytest.mark.parametrize("floor", [0.8, 1.3])
+def test_the_end_of_a_synthetic_curve_lies_in_the_interval(floor: float, exponent: float) -> None:
+    gain = 4.0 * 2e5**exponent
+    seen = np.linspace(3e4, 3e5, 12)
+    for reach in (2, 5, 20):
+        found = predict_loss(curve(floor, gain, exponent, seen), 5_000_000, reach * 3e5, unique_tokens=1e9)
+        truth = floor + gain * (reach * 3e5) ** -exponent
+        assert found.p10 <= truth <= found.p90
+        assert found.p50 == pytest.approx(truth, rel=0.02 + 0.12 * math.log10(reach))
+
+
+def test_intervals_on_noisy_curves_cover_and_narrow_with_more_points() -> None:
+    random = np.random.default_rng(0)
+    inside, widths = 0, {0.1: [], 0.5: []}
+    for _ in range(100):
+        floor, exponent = random.uniform(0.6, 1.6), random.uniform(0.25, 0.5)
+        gain = random.uniform(3, 6) * 1e5**exponent
+        truth = floor + gain * 1e6**-exponent
+        for share in widths:
+            seen = np.linspace(1e4, share * 1e6, 12)
+            noisy = [(t, loss * random.normal(1, 0.01)) for t, loss in curve(floor, gain, exponent, seen)]
+            found = predict_loss(noisy, 5_000_000, 1e6, unique_tokens=1e9)
+            widths[share].append(found.p90 / found.p10 - 1)
+            inside += found.p10 <= truth <= found.p90
+    assert inside >= 0.8 * 200
+    assert np.mean(widths[0.5]) < 0.6 * np.mean(widths[0.1])
+
+
+def test_within_the_curve_the_answer_is_the_curve() -> None:
+    points = curve(1.0, 4.0 * 1e5**0.4, 0.4, np.linspace(1e4, 1e5, 20))
+    found = predict_loss(points, 5_000_000, 1e5, unique_tokens=1e9)
+    assert found.p50 == pytest.approx(points[-1][1], rel=0.01)
+    assert found.source == "measured"
+    assert found.p90 / found.p10 < 1.05
+
+
+@pytest.mark.parametrize(
+    ("tokens", "unique", "source"), [(3.9e5, 1e9, "measured"), (4.1e5, 1e9, "guess"), (3e5, 2e5, "guess")]
+)
+def test_far_or_repeated_is_a_guess(tokens: float, unique: float, source: str) -> None:
+    points = curve(1.0, 4.0 * 1e5**0.4, 0.4, np.linspace(1e4, 1e5, 20))
+    assert predict_loss(points, 5_000_000, tokens, unique).source == source
+
+
+def test_repeated_tokens_are_worth_less_than_fresh_ones() -> None:
+    points = curve(1.0, 4.0 * 1e5**0.4, 0.4, np.linspace(1e4, 1e5, 20))
+    fresh = predict_loss(points, 5_000_000, 2e7, unique_tokens=1e9)
+    repeated = predict_loss(points, 5_000_000, 2e7, unique_tokens=1e6)
+    equal = predict_loss(points, 5_000_000, effective_tokens(1e6, 2e7), unique_tokens=1e9)
+    assert repeated.p50 > fresh.p50
+    assert repeated.p50 == pytest.approx(equal.p50)
+
+
+def test_one_point_rests_on_the_prior() -> None:
+    found = predict_loss([(1e5, 5.0)], 5_000_000, 2e6, unique_tokens=1e9)
+    assert 1.5 < found.p50 < 4.5
+    assert found.p90 / found.p10 > 1.3
+
+
+def test_a_curve_that_falls_faster_promises_more() -> None:
+    steep, flat = (
+        predict_loss(curve(1.0, 4.0 * 1e5**exponent, exponent, np.linspace(1e4, 1e5, 12)), 5_000_000, 1e6, 1e9)
+        for exponent in (0.5, 0.2)
+    )
+    assert steep.p50 < flat.p50
+
+
+@pytest.mark.parametrize(
+    ("points", "problem"),
+    [
+        ([], "no loss|without a loss curve"),
+        ([(1e4, 5.0), (1e4, 4.0)], "forward"),
+        ([(0.0, 5.0), (1e4, 4.0)], "forward"),
+        ([(1e4, 5.0), (2e4, float("nan"))], "diverged"),
+        ([(1e4, 5.0), (2e4, 0.0)], "diverged"),
+    ],
+)
+def test_a_useless_curve_is_refused(points: list[tuple[float, float]], problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        predict_loss(points, 1000, 1e6, 1e9)

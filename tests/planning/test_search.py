@@ -1,0 +1,220 @@
+"""Which shapes are worth probing, what a law recommends, and how many steps fit a budget."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chinchilla.config.errors import BudgetError, UsageError
+from chinchilla.config.machine import Machine, MatmulRate
+from chinchilla.config.run import Limits, Model
+from chinchilla.planning.count import flops_per_token, num_params
+from chinchilla.planning.laws import BESIROGLU
+from chinchilla.planning.memory import memory
+from chinchilla.planning.search import (
+    PROBE_BATCH_TOKENS,
+    Facts,
+    build,
+    candidates,
+    expected_tokens,
+    interval,
+    law_holds,
+    law_plan,
+    num_steps,
+)
+
+MACHINE = Machine(
+    name="a processor", device="cpu", threads=2, memory_bytes=8 * 10**9, torch_version="2",
+    measured_at="2026-01-01T00:00:00+00:00", noise=0.1, bytes_per_s=1e10, op_overhead_s=5e-6, has_compiler=True,
+    matmul=tuple(
+        MatmulRate(m=2048, k=256, n=1024, precision=precision, flops_per_s=rate)
+        for precision, rate in (("fp32", 1e11), ("bf16", 5e11))
+    ),
+)  # fmt: skip
+HELP = Facts(
+    task="translate", vocab_size=8000, unique_tokens=900_000, num_examples=32_000, mean_source_len=128,
+    mean_target_len=128, max_len=128, bytes_per_token=3.5,
+)  # fmt: skip
+WEB = Facts(
+    task="generate", vocab_size=32_000, unique_tokens=10**12, num_examples=10**9, mean_source_len=0,
+    mean_target_len=1024, max_len=1024, bytes_per_token=4.2,
+)  # fmt: skip
+
+
+def found(time_s: float, facts: Facts = HELP, limits: Limits | None = None, fixed: Model | None = None) -> list[int]:
+    shapes = candidates(facts, MACHINE, limits or Limits(), fixed or Model(), time_s, "fp32", "muon")
+    return [num_params(shape) for shape in shapes]
+
+
+def test_a_batch_of_the_facts() -> None:
+    batch = HELP.model_copy(update={"padding": 0.05}).batch(4096)
+    assert (batch.size, batch.source_len, batch.target_len, batch.packed) == (34, 128, 128, True)
+    assert batch.loss_rows == round(34 * 128 * 0.95)
+    assert not WEB.batch(4096).packed
+    assert WEB.batch(4096).loss_rows == 4096
+
+
+def test_a_shape_is_built_for_the_data() -> None:
+    shape = build(HELP, Model(), 256, 3, 2)
+    assert (shape.num_heads, shape.head_dim, shape.ffn_dim) == (4, 64, 1024)
+    assert (shape.vocab_size, shape.max_len, shape.num_encoder_layers, shape.num_decoder_layers) == (8000, 128, 3, 2)
+    assert build(HELP, Model(), 128, 2, 2).head_dim == 32
+
+
+def test_swiglu_has_as_many_parameters_as_the_plain_kind() -> None:
+    plain, gated = (build(HELP, Model(activation=kind), 384, 3, 3) for kind in ("relu2", "swiglu"))
+    assert num_params(gated) == pytest.approx(num_params(plain), rel=0.02)
+
+
+def test_fixed_settings_are_kept() -> None:
+    fixed = Model(dim=200, num_heads=4, num_kv_heads=2, ffn_dim=300, norm="rms", attention="gated", max_len=64)
+    for shape in candidates(HELP, MACHINE, Limits(), fixed, 480, "fp32", "muon"):
+        assert (shape.dim, shape.num_heads, shape.num_kv_heads, shape.head_dim) == (200, 4, 2, 50)
+        assert (shape.ffn_dim, shape.norm, shape.attention, shape.max_len) == (300, "rms", "gated", 64)
+
+
+def test_a_wholly_fixed_shape_is_the_only_candidate() -> None:
+    fixed = Model(dim=320, num_encoder_layers=5, num_decoder_layers=1)
+    assert found(480, fixed=fixed) == [num_params(build(HELP, fixed, 320, 5, 1))]
+
+
+def test_one_fixed_side_leaves_the_other_open() -> None:
+    shapes = candidates(HELP, MACHINE, Limits(), Model(num_decoder_layers=2), 3600, "fp32", "muon")
+    assert {shape.num_decoder_layers for shape in shapes} == {2}
+    assert len({shape.num_encoder_layers for shape in shapes}) > 1
+
+
+@pytest.mark.parametrize("time_s", [60, 480, 3600, 36_000])
+def test_candidates_would_see_a_sensible_number_of_tokens(time_s: float) -> None:
+    shapes = candidates(HELP, MACHINE, Limits(), Model(), time_s, "fp32", "muon")
+    assert 1 <= len(shapes) <= 6
+    assert [num_params(s) for s in shapes] == sorted(num_params(s) for s in shapes)
+    for shape in shapes if len(shapes) > 1 else []:
+        tokens = expected_tokens(shape, HELP, MACHINE, time_s, "fp32", "muon")
+        assert min(HELP.unique_tokens, num_params(shape)) <= tokens <= 40 * HELP.unique_tokens
+
+
+def test_more_time_allows_larger_models() -> None:
+    assert max(found(120)) < max(found(1200)) < max(found(12_000))
+
+
+def test_a_budget_too_small_for_any_gets_the_smallest() -> None:
+    assert found(1) == [num_params(build(HELP, Model(), 128, 2, 2))]
+
+
+def test_little_data_and_much_time_get_the_largest() -> None:
+    tiny = HELP.model_copy(update={"unique_tokens": 20_000})
+    assert found(36_000, facts=tiny)[-1] == max(found(36_000, facts=tiny)) > 5e7
+
+
+def test_generate_has_decoders_only() -> None:
+    facts = HELP.model_copy(update={"task": "generate", "mean_source_len": 0.0})
+    for shape in candidates(facts, MACHINE, Limits(), Model(), 480, "fp32", "adamw"):
+        assert shape.num_encoder_layers == 0 < shape.num_decoder_layers
+    with pytest.raises(UsageError, match=r"num_encoder_layers.*decoder only"):
+        candidates(facts, MACHINE, Limits(), Model(num_encoder_layers=2), 480, "fp32", "adamw")
+
+
+def test_limits_are_kept() -> None:
+    assert max(found(3600, limits=Limits(size=20_000_000))) <= 5_000_000 < max(found(3600))
+    room = 400_000_000
+    for shape in candidates(HELP, MACHINE, Limits(memory=room), Model(), 3600, "fp32", "muon", process_bytes=10**8):
+        batch = HELP.batch(PROBE_BATCH_TOKENS)
+        assert 10**8 + memory(shape, batch, "fp32", "muon", ema=True).peak <= room
+
+
+def test_an_impossible_size_names_the_smallest_model() -> None:
+    with pytest.raises(BudgetError, match=r"limits\.size is 1 MB.*2\+2 layers of 128.*takes 7\.\d+ MB.*vocab_size"):
+        found(480, limits=Limits(size=1_000_000))
+
+
+def test_an_impossible_memory_says_what_is_needed() -> None:
+    with pytest.raises(BudgetError, match=r"takes \d+ MB of memory.*limits\.memory 10 MB"):
+        found(480, limits=Limits(memory=10_000_000))
+
+
+def test_contradicting_settings_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"\[model\].*multiple of num_kv_heads"):
+        found(480, fixed=Model(num_heads=4, num_kv_heads=3))
+
+
+def test_laws_hold_from_their_range_on() -> None:
+    assert not law_holds(1e15)
+    assert law_holds(2e18)
+    assert law_holds(1e25)
+
+
+@pytest.mark.parametrize("flops", [3e18, 1e20, 1e22])
+def test_the_laws_plan_spends_the_budget_near_the_optimum(flops: float) -> None:
+    plan = law_plan(flops, WEB, Model(), Limits())
+    best_params, best_tokens = BESIROGLU.optimum(flops)
+    assert num_params(plan.shape) == pytest.approx(best_params, rel=0.1)
+    assert plan.tokens * flops_per_token(plan.shape, WEB.batch(4096)) == pytest.approx(flops)
+    assert plan.tokens == pytest.approx(best_tokens, rel=0.35)
+    assert BESIROGLU.loss(num_params(plan.shape), plan.tokens) == pytest.approx(
+        BESIROGLU.loss(best_params, best_tokens), rel=0.02
+    )
+    assert [line.name for line in plan.decisions] == ["parameters", "tokens", "learning rate", "batch"]
+
+
+def test_the_laws_plan_says_whether_it_is_inside_the_range() -> None:
+    assert "(inside its range)" in law_plan(1e21, WEB, Model(), Limits()).decisions[0].reason
+    assert "(outside its range)" in law_plan(1e25, WEB, Model(), Limits()).decisions[0].reason
+    assert "(outside its range)" in law_plan(1e21, HELP, Model(), Limits()).decisions[0].reason
+
+
+def test_scarce_data_moves_the_plan_to_more_parameters() -> None:
+    rich = law_plan(1e20, WEB, Model(), Limits())
+    poor = law_plan(1e20, WEB.model_copy(update={"unique_tokens": 10**9}), Model(), Limits())
+    assert num_params(poor.shape) > 1.1 * num_params(rich.shape)
+    assert poor.epochs > 1
+    assert poor.loss.p50 > rich.loss.p50
+
+
+def test_a_size_limit_gives_a_smaller_model_trained_for_longer() -> None:
+    free = law_plan(1e20, WEB, Model(), Limits())
+    held = law_plan(1e20, WEB, Model(), Limits(size=400_000_000))
+    assert 5e7 < num_params(held.shape) <= 1e8
+    assert held.tokens > free.tokens
+    with pytest.raises(BudgetError, match="no shape fits"):
+        law_plan(1e20, WEB, Model(), Limits(size=1000))
+
+
+@given(
+    st.floats(10, 1e5), st.floats(1e-3, 5), st.floats(0, 3), st.integers(1, 500), st.floats(0, 3), st.integers(1, 500)
+)
+def test_steps_fill_the_time_but_no_more(
+    time_s: float, step_s: float, eval_s: float, eval_every: int, checkpoint_s: float, checkpoint_every: int
+) -> None:
+    def spent(steps: int) -> float:
+        evals, checkpoints = steps // eval_every + 1, steps // checkpoint_every + 1
+        return steps * step_s + evals * eval_s + checkpoints * checkpoint_s
+
+    if time_s < step_s + 2 * eval_s + 2 * checkpoint_s:
+        return
+    steps = num_steps(
+        time_s, step_s, eval_time_s=eval_s, eval_every=eval_every,
+        checkpoint_time_s=checkpoint_s, checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    assert spent(steps) <= time_s * (1 + 1e-9)
+    assert time_s - spent(steps) <= step_s + 2 * eval_s + 2 * checkpoint_s + 1e-6 * time_s
+
+
+def test_no_time_for_a_step_is_refused() -> None:
+    with pytest.raises(BudgetError, match=r"one step .* takes 3 s.*budget\.time"):
+        num_steps(2.5, 1.0, eval_time_s=2.0)
+    with pytest.raises(BudgetError, match="0 s left"):
+        num_steps(-4, 1.0)
+
+
+@given(st.floats(0, 100), st.floats(1e-3, 10), st.floats(0.001, 0.5))
+def test_an_interval_keeps_an_event_within_its_share(cost_s: float, step_s: float, share: float) -> None:
+    steps = interval(cost_s, step_s, share)
+    assert cost_s <= share * (cost_s + steps * step_s) * (1 + 1e-9)
+    assert steps == 1 or cost_s > share * (cost_s + (steps - 1) * step_s) * (1 - 1e-9)
+
+
+def test_no_cost_allows_every_step() -> None:
+    assert interval(0.0, 1.0, 0.05) == 1
+    assert math.isclose(interval(1.0, 1.0, 0.05), 19)

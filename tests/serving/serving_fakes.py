@@ -1,0 +1,159 @@
+"""Models that are quick, predictable and watched: they stand in for real ones behind the HTTP interface."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+
+import httpx
+
+from chinchilla.serving.answerer import Card, Piece, Prompt
+from chinchilla.serving.limits import Limits
+from chinchilla.serving.server import Server, bind, make_server, url_of
+
+
+def make_card(task: str, **changes) -> Card:
+    facts = {"name": f"fake-{task}", "task": task, "num_params": 4_720_000, "size_bytes": 18_900_000}
+    facts |= {"precision": "int8", "max_len": 256, "created": 1_700_000_000}
+    facts |= {"metrics": {"bleu": 23.1, "chrf": 45.2} if task == "translate" else {"bits_per_byte": 1.42}}
+    return Card(**(facts | changes))
+
+
+class Fake:
+    """Tokens are words, and one more. A closed `gate` holds the model up in the middle of its work."""
+
+    def __init__(self, task: str, **card) -> None:
+        self.card = make_card(task, **card)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) + 1 for text in texts]
+
+    def pause(self) -> None:
+        self.entered.release()
+        assert self.gate.wait(20)
+
+    def translate(self, texts: Sequence[str], beam_size: int) -> list[str]:
+        raise AssertionError("this fake does not translate")
+
+    def decoding(self):
+        raise AssertionError("this fake does not complete")
+
+
+class Translator(Fake):
+    """Translates into capitals. `poison` in a text breaks the batch, `mistake` is a mistake in the program."""
+
+    def __init__(self, **card) -> None:
+        super().__init__("translate", **card)
+        self.batches: list[list[str]] = []
+        self.beams: list[int] = []
+
+    def translate(self, texts: Sequence[str], beam_size: int) -> list[str]:
+        self.batches.append(list(texts))
+        self.beams.append(beam_size)
+        self.pause()
+        if any("poison" in text for text in texts):
+            raise RuntimeError("index out of range in self")
+        if any("mistake" in text for text in texts):
+            raise TypeError("a mistake in the program")
+        return [text.upper() for text in texts]
+
+
+class Writer(Fake):
+    """Continues every prompt with ` 1 2 3 …`, one number a step, at least `step_s` apart."""
+
+    def __init__(self, step_s: float = 0.0, **card) -> None:
+        super().__init__("generate", **card)
+        self.step_s = step_s
+        self.steps: list[list[str]] = []
+
+    def decoding(self) -> "Counting":
+        return Counting(self)
+
+
+class Counting:
+    """The running batch of a `Writer`."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.rows: list[tuple[Prompt, int]] = []
+
+    def join(self, prompts: Sequence[Prompt]) -> list[Piece]:
+        if any("poison" in prompt.text for prompt in prompts):
+            raise RuntimeError("index out of range in self")
+        self.rows += [(prompt, 1) for prompt in prompts]
+        return [self.piece(prompt, 1) for prompt in prompts]
+
+    def step(self) -> list[Piece]:
+        self.writer.steps.append([prompt.text for prompt, _ in self.rows])
+        self.writer.pause()
+        time.sleep(self.writer.step_s)
+        if any("trap" in prompt.text for prompt, _ in self.rows):
+            raise RuntimeError("probability tensor contains nan")
+        self.rows = [(prompt, count + 1) for prompt, count in self.rows]
+        return [self.piece(prompt, count) for prompt, count in self.rows]
+
+    def leave(self, rows: Sequence[int]) -> None:
+        self.rows = [row for index, row in enumerate(self.rows) if index not in rows]
+
+    def piece(self, prompt: Prompt, count: int) -> Piece:
+        if str(count) in prompt.stop:
+            return Piece("", "stop")
+        return Piece(f" {count}", "length" if count == prompt.max_tokens else None)
+
+
+class Running:
+    """A server on a free port of this machine, and a client of it."""
+
+    def __init__(self, server: Server, url: str, client: httpx.Client) -> None:
+        self.server, self.url, self.client = server, url, client
+        self.engine = server.engine
+
+    def post(self, path: str, body: object, **options) -> httpx.Response:
+        return self.client.post(path, json=body, **options)
+
+    @contextmanager
+    def sent(self, path: str, body: object) -> Iterator[None]:
+        """Send a request whose client leaves, without having read the answer, when the block ends."""
+        connection = HTTPConnection(self.url.removeprefix("http://"), timeout=30)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        with closing(connection):
+            yield
+
+    def metric(self, line: str) -> float:
+        """The value of one sample of /metrics, 0 when it is not there."""
+        for text in self.client.get("/metrics").text.splitlines():
+            name, _, value = text.rpartition(" ")
+            if name == line:
+                return float(value)
+        return 0.0
+
+
+@contextmanager
+def running(answerer: object, **limits) -> Iterator[Running]:
+    """Serve `answerer` over real HTTP while the block runs."""
+    with bind("127.0.0.1", 0) as sock:
+        server = make_server(answerer, sock, Limits(**limits))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        try:
+            with httpx.Client(base_url=url_of(sock), timeout=30) as client:
+                yield Running(server, url_of(sock), client)
+        finally:
+            if isinstance(answerer, Fake):
+                answerer.gate.set()
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def eventually(condition, timeout_s: float = 10.0) -> None:
+    """Wait until `condition()` holds; fail when it does not in time."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not come true"
+        time.sleep(0.005)

@@ -7,15 +7,19 @@ one JSON object. Exit codes: 0 ok, 2 usage, 3 data, 4 budget cannot be met, 5 fa
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chinchilla.config.errors import ChinchillaError, UsageError
 from chinchilla.config.load import Loaded, load_run
+
+if TYPE_CHECKING:
+    from chinchilla.reporting.progress import Progress
 
 app = typer.Typer(
     name="chinchilla",
@@ -77,11 +81,10 @@ def plan(words: Words = None, budget: Budget = None, as_json: AsJson = False, dr
     if dry_run:
         _dry(loaded)
         return
-    from chinchilla.reporting.progress import Progress
     from chinchilla.reporting.tables import plan_table, show
     from chinchilla.verbs.plan import plan as make_plan
 
-    with Progress() as progress:
+    with _progress() as progress:
         made, _ = make_plan(loaded.run, progress.stage)
     show(plan_table(made), sys.stderr if as_json else sys.stdout)
     if as_json:
@@ -103,18 +106,17 @@ def train(
     if dry_run:
         _dry(loaded)
         return
-    from chinchilla.reporting.progress import Progress
     from chinchilla.reporting.tables import ledger_table, plan_table, show
     from chinchilla.store import journal
     from chinchilla.store.run_folder import RunFolder
     from chinchilla.verbs import train as verb
 
-    with Progress() as progress:
+    with _progress() as progress:
         if loaded is None:
             assert resume is not None
             result = verb.resume(resume, progress)
         else:
-            result = verb.train(loaded, progress, lambda made: progress.show(plan_table(made)))
+            result = verb.train(loaded, progress, lambda made: show(plan_table(made), sys.stderr))
     folder = RunFolder.open(result.run)
     target = sys.stderr if as_json else sys.stdout
     show(ledger_table(journal.read(folder.ledger)), target)
@@ -268,6 +270,21 @@ def schema() -> None:
     from chinchilla.verbs.schema import schema as make_schema
 
     _out(json.dumps(make_schema(), indent=2))
+
+
+@contextmanager
+def _progress() -> Iterator["Progress"]:
+    """Live progress on standard error, which log messages go through while it lasts."""
+    from chinchilla.reporting.progress import NoteHandler, Progress
+
+    root = logging.getLogger()
+    kept = root.handlers[:]
+    with Progress() as progress:
+        root.handlers[:] = [NoteHandler(progress)]
+        try:
+            yield progress
+        finally:
+            root.handlers[:] = kept
 
 
 def _load(words: list[str] | None, budget: str | None) -> Loaded:

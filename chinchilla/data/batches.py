@@ -50,14 +50,22 @@ class PairBatches:
 
     The shorter side of a row has `max_len` positions, the other more, in the proportion of the data. Pairs that fit no
     row are left out, and how many is logged. Each epoch shuffles the pairs, packs them anew (best fit, longest first,
-    in pools of 8,192) and shuffles the rows; the last batch is filled up with empty rows.
+    in pools of 8,192) and shuffles the rows; the last batch is filled up with empty rows. Batches `like` others have
+    the same row lengths, whatever their own data's proportion.
     """
 
-    def __init__(self, pairs: EncodedPairs, max_len: int, batch_tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        pairs: EncodedPairs,
+        max_len: int,
+        batch_tokens: int,
+        seed: int,
+        like: "PairBatches | None" = None,
+    ) -> None:
         self._pairs = pairs
         self._seed = seed
         lengths = np.stack([pairs.source.lengths, pairs.target.lengths]) + 1
-        self.row_lens = row_lens(lengths, max_len)
+        self.row_lens = like.row_lens if like else row_lens(lengths, max_len)
         self._fitting = np.flatnonzero((lengths <= np.array(self.row_lens)[:, None]).all(axis=0))
         if len(self._fitting) == 0:
             raise DataError(f"there is no pair of at most max_len = {max_len} tokens to learn from")

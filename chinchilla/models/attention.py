@@ -34,17 +34,20 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, cau
 
 
 def _plain(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """The same as matrix products and a softmax in fp32.
+    """The same as matrix products and a softmax, which sums in fp32 and is kept in bf16.
 
     The fused kernel's bf16 backward pass takes four times as long on CPUs, in torch 2.13, at these lengths.
     """
     repeats = query.shape[1] // keys.shape[1]
     if repeats > 1:
         keys, values = keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
-    scores = (query @ keys.transpose(2, 3)).float() * query.shape[3] ** -0.5
+    scores = (query * query.shape[3] ** -0.5) @ keys.transpose(2, 3)
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
-    return scores.softmax(3).to(values.dtype) @ values
+        with torch.no_grad():
+            # Where the softmax is 0 so is its gradient: masking need not be recorded, and can be done in place.
+            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    with torch.autocast(query.device.type, enabled=False):
+        return scores.softmax(3) @ values
 
 
 def causal_mask(queries: int, length: int, device: torch.device) -> Tensor:

@@ -50,6 +50,7 @@ class Dropout(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape; the identity in evaluation."""
@@ -58,7 +59,7 @@ class Dropout(nn.Module):
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.rate)
         dropped = min(round(self.rate * 256), 255)
-        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=self.generator)
         keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
         return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
 

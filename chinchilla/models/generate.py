@@ -1,7 +1,8 @@
 """Search for answers: greedy and beam search for an encoder-decoder, sampling for a decoder."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,23 +14,22 @@ from chinchilla.models.transformer import Transformer
 
 @dataclass
 class _Sentence:
-    """A source being translated: its best finished answers, as (score, tokens)."""
+    """A source being translated: its best finished answer and that one's score."""
 
     index: int
     max_new: int
-    finished: list[tuple[float, list[int]]] = field(default_factory=list)
+    score: float = -math.inf
+    answer: list[int] | None = None
 
-    def add(self, score: float, tokens: list[int], beam_size: int) -> None:
-        self.finished = sorted([*self.finished, (score, tokens)], key=lambda item: -item[0])[:beam_size]
+    def add(self, score: float, tokens: list[int]) -> None:
+        if score > self.score:
+            self.score, self.answer = score, tokens
 
-    def is_done(self, best_alive: float, length: int, beam_size: int, penalty: float) -> bool:
-        """Whether no unfinished answer can still beat the worst kept one."""
-        if length >= self.max_new:
-            return True
-        if len(self.finished) < beam_size:
-            return False
+    def is_done(self, best_alive: float, length: int, penalty: float) -> bool:
+        """Whether no unfinished answer can still beat the finished one."""
         # Log-probabilities only fall, and dividing by the greatest length is the most favourable.
-        return self.finished[-1][0] >= best_alive / self.max_new**penalty
+        beaten = self.answer is not None and self.score >= best_alive / self.max_new**penalty
+        return beaten or length >= self.max_new
 
 
 @torch.inference_mode()
@@ -44,7 +44,7 @@ def translate(
     """Beam search (Sutskever 2014; greedy at `beam_size` 1), a batch of sources at a time.
 
     `source` (batch, length) int64 with `segments` (batch, length) bool, True at real tokens; `max_new` (batch,)
-    bounds the answers' lengths. An answer's score is its log-probability over length^`length_penalty`
+    bounds the answers' lengths, at least 1. An answer's score is its log-probability over length^`length_penalty`
     (Wu 2016 has a smoother form). Returns token ids without start or end.
     """
     if beam_size == 1:
@@ -57,15 +57,15 @@ def translate(
     tokens, scores, histories = _open_beams(model, logits, beam_size)
     rows = torch.arange(len(sentences), device=source.device).repeat_interleave(beam_size)
     length = 1
-    _collect_ended(model, sentences, histories, scores, length, beam_size, length_penalty)
+    _collect_ended(model, sentences, histories, scores, length, length_penalty)
     while True:
         alive = [
             place
             for place, sentence in enumerate(sentences)
-            if not sentence.is_done(float(scores[place].max()), length, beam_size, length_penalty)
+            if not sentence.is_done(float(scores[place].max()), length, length_penalty)
         ]
         for place in set(range(len(sentences))) - set(alive):
-            answers[sentences[place].index] = _best(sentences[place], histories[place], scores[place], length_penalty)
+            answers[sentences[place].index] = _best(sentences[place], histories[place], scores[place])
         if not alive:
             return answers
         if len(alive) < len(sentences):
@@ -79,7 +79,7 @@ def translate(
         logits = _next_logits(model, tokens.reshape(-1, 1), memory, segments, cache)
         length += 1
         tokens, scores, histories, parents = _extend(model, logits, scores, histories, beam_size)
-        _collect_ended(model, sentences, histories, scores, length, beam_size, length_penalty)
+        _collect_ended(model, sentences, histories, scores, length, length_penalty)
         offsets = torch.arange(len(sentences), device=source.device)[:, None] * beam_size
         rows = (parents + offsets).flatten()
 
@@ -124,7 +124,10 @@ def _next_logits(model: Transformer, tokens: Tensor, memory: Tensor, segments: T
 
 def _open_beams(model: Transformer, logits: Tensor, beam_size: int) -> tuple[Tensor, Tensor, list[list[list[int]]]]:
     """The `beam_size` best first tokens: tokens and scores (batch, beam_size), and the answers so far."""
-    scores, tokens = F.log_softmax(logits, dim=1).topk(beam_size, dim=1)
+    chances, vocab_size = F.log_softmax(logits, dim=1), logits.shape[1]
+    # More beams than there are tokens: the rest begin dead, at the score of what is barred.
+    scores, tokens = F.pad(chances, (0, max(0, beam_size - vocab_size)), value=-torch.inf).topk(beam_size, dim=1)
+    tokens = tokens % vocab_size
     return tokens, scores, [[[token] for token in row] for row in tokens.tolist()]
 
 
@@ -148,10 +151,9 @@ def _collect_ended(
     histories: list[list[list[int]]],
     scores: Tensor,
     length: int,
-    beam_size: int,
     penalty: float,
 ) -> None:
-    """Move beams that ended to their sentence's finished answers, and bar them from going on."""
+    """Tell each sentence of its beams that ended, and bar them from going on."""
     ended = [
         (place, beam)
         for place, beams in enumerate(histories)
@@ -161,15 +163,13 @@ def _collect_ended(
     for place, beam in ended:
         score = float(scores[place, beam])
         if score > -torch.inf:
-            sentences[place].add(score / length**penalty, histories[place][beam][:-1], beam_size)
+            sentences[place].add(score / length**penalty, histories[place][beam][:-1])
         scores[place, beam] = -torch.inf
 
 
-def _best(sentence: _Sentence, beams: list[list[int]], scores: Tensor, penalty: float) -> list[int]:
+def _best(sentence: _Sentence, beams: list[list[int]], scores: Tensor) -> list[int]:
     """The best finished answer, or the best unfinished one where none was finished in time."""
-    if sentence.finished:
-        return sentence.finished[0][1]
-    return beams[int(scores.argmax())]
+    return beams[int(scores.argmax())] if sentence.answer is None else sentence.answer
 
 
 def _rows_of(rows: Tensor, alive: list[int], beam_size: int) -> Tensor:
@@ -178,7 +178,10 @@ def _rows_of(rows: Tensor, alive: list[int], beam_size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to continue a prompt: greedy at `temperature` 0; `top_k` 0 and `top_p` 1 are off."""
+    """How to continue a prompt: greedy at `temperature` 0; `top_k` 0 and `top_p` 1 are off.
+
+    The most probable token is always kept, however small `top_p`.
+    """
 
     max_new: int
     temperature: float = 0.8
@@ -201,7 +204,9 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
         return int(torch.multinomial(F.softmax(cooled, dim=0), 1, generator=generator))
     best, ids = cooled.topk(count)
     chances = F.softmax(best, dim=0)
-    chances = chances.where(chances.cumsum(0) - chances < sampling.top_p, 0.0)
+    # In fp32 a smaller top_p would be 0, and leave no token at all.
+    top_p = max(sampling.top_p, torch.finfo(torch.float32).tiny)
+    chances = chances.where(chances.cumsum(0) - chances < top_p, 0.0)
     return int(ids[torch.multinomial(chances, 1, generator=generator)])
 
 

@@ -34,23 +34,16 @@ class _TokenLoss(torch.autograd.Function):
         for start in range(0, len(hidden), PIECE_TOKENS):
             piece = slice(start, start + PIECE_TOKENS)
             states, wanted = hidden[piece].to(low), labels[piece]
-            logits = F.linear(states, table).float()
+            logits = F.linear(states, table)
             if bias is not None:
-                logits += bias
-            picked = logits.gather(1, wanted[:, None])[:, 0]
-            mean = logits.mean(1) if smoothing else None
-            peak = logits.amax(1, keepdim=True)
-            weights = logits.sub_(peak).exp_()
-            sums = weights.sum(1, keepdim=True)
-            normalizer = (sums.log() + peak)[:, 0]
-            plain += (normalizer - picked).sum()
-            if mean is None:
-                total += (normalizer - picked).sum()
-            else:
-                total += (normalizer - (1 - smoothing) * picked - smoothing * mean).sum()
+                logits = logits + bias
+            chances = torch.log_softmax(logits, 1, dtype=torch.float32)
+            missed = -chances.gather(1, wanted[:, None]).sum()
+            plain += missed
+            total += missed if not smoothing else (1 - smoothing) * missed - smoothing * chances.mean(1).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            gradient = weights.div_(sums)
+            gradient = chances.exp_()
             if smoothing:
                 gradient -= smoothing / logits.shape[1]
             gradient.scatter_add_(1, wanted[:, None], gradient.new_full((len(wanted), 1), smoothing - 1))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from chinchilla.config.errors import UsageError
 from chinchilla.models.head import IGNORE, PIECE_TOKENS, TokenHead
 from chinchilla.models.transformer import Transformer
+from chinchilla.models.weights import own_tensors
 
 log = logging.getLogger("chinchilla")
 
@@ -262,6 +263,11 @@ def _int8_form(module: nn.Module, model: Transformer) -> nn.Module:
 def is_quantized(model: nn.Module) -> bool:
     """Whether any part of the model is held in int8."""
     return any(isinstance(module, Int8Linear | Int8Embedding) for module in model.modules())
+
+
+def num_params(model: nn.Module) -> int:
+    """Weights of a model, floating-point or int8, tied ones once; the scales of int8 rows are not counted."""
+    return sum(tensor.numel() for name, tensor in own_tensors(model).items() if not name.endswith(".scale"))
 
 
 def describe(model: nn.Module) -> dict[str, Any] | None:

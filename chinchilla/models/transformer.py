@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from chinchilla.config.shape import Shape
 from chinchilla.models.attention import Rotation, causal_mask
-from chinchilla.models.block import Block
+from chinchilla.models.block import Block, Dropout
 from chinchilla.models.cache import KVCache
 from chinchilla.models.embed import Embed
 from chinchilla.models.head import Reconstruction, TokenHead
@@ -66,7 +66,15 @@ class Transformer(nn.Module):
         self.head = TokenHead(shape.dim, shape.vocab_size, shape.head_bias, tied)
         self.encoder_reconstruction = Reconstruction(shape.dim) if shape.reconstruct and has_encoder else None
         self.decoder_reconstruction = Reconstruction(shape.dim) if shape.reconstruct and has_decoder else None
+        self.generator: torch.Generator | None = None
         self.reset_parameters()
+
+    def draw_from(self, generator: torch.Generator) -> None:
+        """Take dropout's masks and other noise from this CPU generator instead of torch's own."""
+        self.generator = generator
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
 
     def reset_parameters(self) -> None:
         """Normal weights of standard deviation 1/√fan_in, branch outputs scaled by 1/√(2·layers), zero biases."""

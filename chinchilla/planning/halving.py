@@ -21,11 +21,20 @@ FLOOR_SPREAD = 0.5
 EXPONENT_SPREAD = 0.35
 """Standard deviations of the logarithms of the two priors: weak, since the law is used far outside its range."""
 
-WINDOW = 8.0
+WINDOW = 4.0
 """Only the last part of a curve is fitted, from `tokens / WINDOW` on: the start belongs to the warm-up."""
 
-LEAST_NOISE = 0.01
-MISFIT_A_DECADE = 0.04
+LATEST = 4
+"""Points that the last level is read from, and that a fit counts for: neighbours on a curve say the same."""
+
+MISFIT = 0.08
+"""Relative error of the form itself on an early curve: real ones have plateaus and falls that no power law has."""
+
+DECAY_GAIN = 0.96
+"""What letting the rate decay to zero makes of a loss at the peak rate: 0.95 to 0.97 in the runs behind this."""
+
+LEAST_SPREAD = 0.01
+SPREAD_A_DECADE = 0.06
 """Relative spread added to a prediction: at least that of a validation loss, and more the further it reaches."""
 
 NEAR = 4.0
@@ -76,7 +85,10 @@ def predict_loss(
     unique_tokens: float,
     law: ChinchillaLaw = BESIROGLU,
 ) -> Estimate:
-    """The loss after `tokens` tokens of a run that began with `curve`, in the curve's unit.
+    """The loss at the end of a run of `tokens` tokens that began with `curve`, in the curve's unit.
+
+    The curve was taken at the peak learning rate, and the rate decays to zero by the end (no gain where the curve
+    reaches the end already).
 
     `curve` holds (tokens seen, loss) in order. The form is L(D) = floor + B·D^-beta with D in effective tokens, so that
     repeats beyond `unique_tokens` are worth less. Both floor and beta have weak priors from the law's form: beta about
@@ -92,8 +104,9 @@ def predict_loss(
     late = seen >= seen[-1] / WINDOW
     reach = target / fresh[-1]
     values, weights = _posterior(fresh[late] / fresh[-1], losses[late], reach, _prior(law, num_params, fresh[-1]))
-    spread = float(np.hypot(LEAST_NOISE, MISFIT_A_DECADE * np.log10(reach)))
-    low, middle, high = _quantiles(values, weights)
+    spread = float(np.hypot(LEAST_SPREAD, SPREAD_A_DECADE * np.log10(reach)))
+    gain = DECAY_GAIN if tokens > seen[-1] else 1.0
+    low, middle, high = (gain * value for value in _quantiles(values, weights))
     measured = tokens <= NEAR * seen[-1] and tokens <= unique_tokens
     return Estimate(
         p10=low / (1 + spread),
@@ -120,23 +133,30 @@ def _prior(law: ChinchillaLaw, num_params: int, tokens: float) -> tuple[float, f
     return law.floor(num_params) / law.loss(num_params, tokens), law.token_exponent.value
 
 
+def _level(seen: Floats, losses: Floats) -> float:
+    """The loss at the last point, from a straight line through the logarithms of the last few."""
+    if len(seen) < 3:
+        return float(losses[-1])
+    return float(np.exp(np.polyfit(np.log(seen[-LATEST:]), np.log(losses[-LATEST:]), 1)[1]))
+
+
 def _posterior(seen: Floats, losses: Floats, reach: float, prior: tuple[float, float]) -> tuple[Floats, Floats]:
     """Predicted losses over the grid of floors and exponents, and their weights.
 
-    `seen` are effective tokens as shares of the last point's; `reach` is the target in the same unit.
+    `seen` are effective tokens as shares of the last point's; `reach` is the target in the same unit. Every curve of
+    the grid goes through the last point's level.
     """
     share, exponent = prior
-    floors = np.linspace(0.02, 0.98, 49)[:, None, None] * losses.min()
-    exponents = np.geomspace(0.08, 1.6, 49)[None, :, None]
-    powers = seen[None, None, :] ** -exponents
-    gains = ((losses - floors) * powers).sum(2) / (powers**2).sum(2)
-    fitted = floors + gains[:, :, None] * powers
+    level = _level(seen, losses)
+    floors = np.linspace(0.02, 0.98, 49)[:, None] * level
+    exponents = np.geomspace(0.08, 1.6, 49)[None, :]
+    fitted = floors[:, :, None] + (level - floors)[:, :, None] * seen ** -exponents[:, :, None]
     misfit = np.square(np.log(fitted / losses)).mean(2)
-    noise = max(LEAST_NOISE, float(np.sqrt(misfit.min())))
-    log_weight = -0.5 * misfit / noise**2 * min(len(seen), 4)
-    log_weight -= 0.5 * np.square(np.log(floors[:, :, 0] / (share * losses[-1])) / FLOOR_SPREAD)
-    log_weight -= 0.5 * np.square(np.log(exponents[:, :, 0] / exponent) / EXPONENT_SPREAD)
-    values = floors[:, :, 0] + gains * reach ** -exponents[:, :, 0]
+    noise = max(MISFIT, float(np.sqrt(misfit.min())))
+    log_weight = -0.5 * misfit / noise**2 * min(len(seen), LATEST)
+    log_weight -= 0.5 * np.square(np.log(floors / (share * level)) / FLOOR_SPREAD)
+    log_weight -= 0.5 * np.square(np.log(exponents / exponent) / EXPONENT_SPREAD)
+    values = floors + (level - floors) * reach**-exponents
     return values.ravel(), np.exp(log_weight - log_weight.max()).ravel()
 
 

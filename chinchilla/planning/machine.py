@@ -13,8 +13,9 @@ from chinchilla.config.estimate import Estimate
 from chinchilla.config.machine import Machine, Precision
 from chinchilla.config.plan import OptimizerKind
 from chinchilla.config.shape import Shape
+from chinchilla.planning.activations import saved_bytes
 from chinchilla.planning.count import Batch, Product, parameters, products
-from chinchilla.planning.memory import saved_bytes, takes_muon
+from chinchilla.planning.memory import takes_muon
 
 SPREAD = 0.5
 """Relative spread of a step time from this roofline."""

@@ -27,8 +27,8 @@ PALETTE = {
 }
 INK, MUTED, GRID, FIRST, SECOND, PREDICTED, MISS = (light for light, _ in PALETTE.values())
 
-WIDTH_IN = 5.2
-HEIGHT_IN = 2.9
+WIDTH_IN = 4.6
+HEIGHT_IN = 2.7
 
 _STYLE: Any = {
     "svg.fonttype": "none",

@@ -14,7 +14,7 @@ from chinchilla.config.units import show_count
 from chinchilla.reporting import curves, tables
 from chinchilla.reporting.canvas import PALETTE
 from chinchilla.reporting.record import Compression, Record, Sample
-from chinchilla.reporting.values import interval, label, metric, quantity, seconds
+from chinchilla.reporting.values import label, metric, quantity, seconds, span
 
 TEMPLATES = Path(__file__).parent / "templates"
 TASKS = {"translate": "translation", "generate": "text generation"}
@@ -150,16 +150,16 @@ def _metric_cards(record: Record) -> Iterator[Card]:
 
 def _compression_cards(compression: Compression) -> Iterator[Card]:
     before, after = compression.before, compression.after
-    ratio = f"{before.size_bytes / after.size_bytes:.2f}× smaller" if after.size_bytes else ""
+    ratio = tables.times(before.size_bytes, after.size_bytes, *tables.SIZE)
     yield Card("size on disk", quantity(after.size_bytes, "bytes"), ratio)
     if before.latency_p50_s and after.latency_p50_s:
-        times = f"{seconds(before.latency_p50_s)} to {seconds(after.latency_p50_s)}"
-        yield Card("speed-up", f"{before.latency_p50_s / after.latency_p50_s:.2f}×", times)
+        ratio = tables.times(before.latency_p50_s, after.latency_p50_s, *tables.SPEED)
+        yield Card("latency, one text", seconds(after.latency_p50_s), ratio)
 
 
 def _predicted(record: Record, name: str) -> str:
     estimate = record.plan.predicted.get(name)
-    return f"predicted {interval(estimate)}" if estimate else ""
+    return f"predicted {span(estimate)}" if estimate else ""
 
 
 def _samples(record: Record) -> tuple[Sample, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
 from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.config.estimate import Estimate
@@ -45,9 +45,9 @@ class Results(Part):
 class Side(Part):
     """A model before or after compression."""
 
-    size_bytes: float
-    latency_p50_s: float | None = None
-    latency_p90_s: float | None = None
+    size_bytes: PositiveFloat
+    latency_p50_s: PositiveFloat | None = None
+    latency_p90_s: PositiveFloat | None = None
     metrics: dict[str, Any] | None = None
 
 
@@ -142,11 +142,11 @@ def _joined(parts: list[Lines]) -> Lines:
 
 def _ledger(path: Path) -> Lines:
     lines = journal.read(path)
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         try:
             LedgerLine.model_validate(line)
         except ValidationError as error:
-            raise FaultError(f"{path}: not a ledger line: {line!r}: {_first(error)}; remove the line") from None
+            raise FaultError(f"{path}: line {number}: {_first(error)}; remove the line to report without it") from None
     return lines
 
 

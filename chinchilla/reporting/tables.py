@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from chinchilla.config.estimate import Estimate
+from chinchilla.config.machine import Machine
 from chinchilla.config.plan import Plan, Probe
 from chinchilla.config.shape import Shape
-from chinchilla.config.units import show_count
+from chinchilla.config.units import show_bytes, show_count
 from chinchilla.reporting.values import NONE, clean, interval, label, metric, quantity, seconds, typewriter
 
 Rows = list[tuple[str, ...]]
@@ -23,6 +24,9 @@ PREDICTION_HEAD = ("prediction", "p10", "p50", "p90", "unit", "source")
 PROBE_HEAD = ("shape", "parameters", "precision", "tokens", "time", "step", "loss", "predicted loss")
 LEDGER_HEAD = ("quantity", "predicted p50 [p10 – p90]", "measured", "error", "inside?")
 COMPRESSION_HEAD = ("", "before", "after", "change")
+
+SIZE = ("smaller", "larger")
+SPEED = ("faster", "slower")
 
 PIPE_WIDTH = 110
 _RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -87,14 +91,19 @@ def compression_rows(record: Mapping[str, Any]) -> Rows:
     rows: Rows = []
     for name in ("size_bytes", "latency_p50_s", "latency_p90_s"):
         if before.get(name) and after.get(name):
-            change = f"{before[name] / after[name]:.2f}× {'smaller' if name == 'size_bytes' else 'faster'}"
+            change = times(before[name], after[name], *SIZE if name == "size_bytes" else SPEED)
             rows.append((label(name), metric(name, before[name]), metric(name, after[name]), change))
     old, new = before.get("metrics") or {}, after.get("metrics") or {}
     for name in (name for name in new if name in old):
         numbers = all(isinstance(side[name], int | float) for side in (old, new))
-        change = f"{new[name] - old[name]:+.2f}" if numbers else NONE
+        change = f"{new[name] - old[name]:+.3g}" if numbers else NONE
         rows.append((label(name), metric(name, old[name]), metric(name, new[name]), change))
     return rows
+
+
+def times(before: float, after: float, less: str, more: str) -> str:
+    """A change as a factor of at least one: "3.87× smaller"; `less` and `more` say which way it went."""
+    return f"{before / after:.2f}× {less}" if after <= before else f"{after / before:.2f}× {more}"
 
 
 def plan_table(plan: Plan) -> Group:
@@ -115,6 +124,27 @@ def ledger_table(records: Sequence[Mapping[str, Any]]) -> Table:
 def compression_table(record: Mapping[str, Any]) -> Table:
     """Before and after, for a terminal; `record` is what `compression.json` holds."""
     return _table(f"Compression: {record['scheme']}", COMPRESSION_HEAD, compression_rows(record), left=(0,))
+
+
+def machine_table(machine: Machine) -> Group:
+    """What a machine can do, for a terminal."""
+    facts: Rows = [
+        ("processor", machine.name),
+        ("device, threads", f"{machine.device}, {machine.threads}"),
+        ("memory", show_bytes(machine.memory_bytes)),
+        ("memory bandwidth", f"{machine.bytes_per_s / 1e9:.3g} GB/s"),
+        ("one operator", f"{machine.op_overhead_s * 1e6:.3g} us"),
+        ("noise seen", f"{machine.noise:.0%}"),
+        ("C++ compiler", "yes" if machine.has_compiler else "no"),
+        ("measured", f"{machine.measured_at}, torch {machine.torch_version}"),
+    ]
+    rates: Rows = [
+        (f"{rate.m} x {rate.k} x {rate.n}", rate.precision, f"{rate.flops_per_s / 1e9:.0f}") for rate in machine.matmul
+    ]
+    return Group(
+        _table("Machine", ("", "measured"), facts, left=(0, 1)),
+        _table("Matrix products", ("m x k x n", "precision", "GFLOP/s"), rates, left=(0, 1)),
+    )
 
 
 def _table(title: str, head: Sequence[str], rows: Rows, left: Sequence[int]) -> Table:

@@ -59,15 +59,19 @@ def quantity(value: float | None, unit: str = "") -> str:
         return seconds(value)
     if kind in ("b", "bytes"):
         return show_bytes(value)
-    if kind in _COUNTS or abs(value) >= 1e5:
+    if kind in _COUNTS or abs(value) >= 1e4:
         return show_count(value)
     return f"{value:.4g}"
 
 
+def span(estimate: Estimate) -> str:
+    """A prediction's interval: "2.1 – 2.6"."""
+    return f"{quantity(estimate.p10, estimate.unit)} – {quantity(estimate.p90, estimate.unit)}"
+
+
 def interval(estimate: Estimate) -> str:
     """A prediction on one line: "2.31 [2.1 – 2.6]"."""
-    low, middle, high = (quantity(q, estimate.unit) for q in (estimate.p10, estimate.p50, estimate.p90))
-    return f"{middle} [{low} – {high}]"
+    return f"{quantity(estimate.p50, estimate.unit)} [{span(estimate)}]"
 
 
 def metric(name: str, value: Any) -> str:

@@ -44,9 +44,7 @@ class _Row:
 
     def __init__(self, prompt: Prompt, prompt_ids: Sequence[int], stream: TokenStream) -> None:
         self.text = StoppableText(stream, prompt.stop)
-        # In fp32 a smaller top_p would be 0, and leave no token at all.
-        top_p = max(prompt.top_p, 1e-6)
-        self.sampling = Sampling(prompt.max_tokens, prompt.temperature, prompt.top_k, top_p, prompt.seed)
+        self.sampling = Sampling(prompt.max_tokens, prompt.temperature, prompt.top_k, prompt.top_p, prompt.seed)
         self.generator = torch.Generator().manual_seed(prompt.seed)
         self.num_tokens = 0
         self.last_token = 0

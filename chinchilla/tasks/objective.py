@@ -17,8 +17,8 @@ def token_objective(model: Transformer, batch: Batch, objective: Objective) -> L
     if objective.reconstruct_weight == 0:
         hidden, _ = model(source, target, **segments)
         return Loss(*model.head.loss(hidden, batch["labels"], objective.label_smoothing))
-    noised_source, source_masked = _noised(source, objective, model.shape.pad_id)
-    noised_target, target_masked = _noised(target, objective, model.shape.pad_id)
+    noised_source, source_masked = _noised(source, objective, model)
+    noised_target, target_masked = _noised(target, objective, model)
     hidden, memory = model(noised_source, noised_target, **segments)
     total, plain = model.head.loss(hidden, batch["labels"], objective.label_smoothing)
     error = torch.zeros((), device=target.device)
@@ -29,9 +29,10 @@ def token_objective(model: Transformer, batch: Batch, objective: Objective) -> L
     return Loss(total + objective.reconstruct_weight * num_tokens(batch) * error, plain)
 
 
-def _noised(ids: Tensor | None, objective: Objective, pad_id: int) -> tuple[Tensor | None, Tensor | None]:
+def _noised(ids: Tensor | None, objective: Objective, model: Transformer) -> tuple[Tensor | None, Tensor | None]:
     """Replace a share of the real tokens by the mask token; also say which."""
     if ids is None:
         return None, None
-    masked = (torch.rand(ids.shape, device=ids.device) < objective.mask_rate) & (ids != pad_id)
+    chances = torch.rand(ids.shape, generator=model.generator).to(ids.device)
+    masked = (chances < objective.mask_rate) & (ids != model.shape.pad_id)
     return ids.masked_fill(masked, objective.mask_id), masked

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from chinchilla.config.plan import Training
+from chinchilla.training.workers import Workers
 
 State = tuple[dict[str, Tensor], list[list[dict[str, Any]]]]
 
@@ -18,7 +19,8 @@ class Optimizer:
     Embeddings, the head and everything of one dimension stay with AdamW, at `embedding_learning_rate`.
     """
 
-    def __init__(self, model: nn.Module, training: Training) -> None:
+    def __init__(self, model: nn.Module, training: Training, workers: Workers) -> None:
+        self.workers = workers
         matrices, rest = split_parameters(model)
         decayed = [p for p in rest if p.dim() > 1]
         plain = [p for p in rest if p.dim() < 2]
@@ -28,14 +30,7 @@ class Optimizer:
         ]
         self.parts: list[torch.optim.Optimizer] = []
         if training.optimizer == "muon":
-            self.parts.append(
-                torch.optim.Muon(
-                    matrices,
-                    lr=training.learning_rate,
-                    weight_decay=training.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            self.parts += [_muon(share, training) for share in _shares(matrices, len(workers.models))]
         else:
             groups.append({"params": matrices, "lr": training.learning_rate, "weight_decay": training.weight_decay})
         self.parts.append(torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), fused=True))
@@ -46,8 +41,7 @@ class Optimizer:
         for part, peaks in zip(self.parts, self.peak_rates, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * scale
-            part.step()
-            part.zero_grad()
+        self.workers.map(_update, self.parts)
 
     def state(self) -> dict[str, Tensor]:
         """The state as tensors named `part.parameter.name`; a step's scalars are tensors too."""
@@ -68,6 +62,23 @@ class Optimizer:
                 if int(number) == index:
                     own["state"].setdefault(int(parameter), {})[name] = tensor
             part.load_state_dict(own)
+
+
+def _muon(matrices: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+    return torch.optim.Muon(
+        matrices, lr=training.learning_rate, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+
+
+def _shares(matrices: list[nn.Parameter], count: int) -> list[list[nn.Parameter]]:
+    """The matrices in `count` shares of about equal work, so that each worker's thread updates one."""
+    ordered = sorted(matrices, key=lambda matrix: -matrix.numel())
+    return [share for share in (ordered[index::count] for index in range(count)) if share]
+
+
+def _update(part: torch.optim.Optimizer) -> None:
+    part.step()
+    part.zero_grad()
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

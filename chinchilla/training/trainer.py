@@ -19,10 +19,11 @@ from chinchilla.data.stream import Item, Position, stream
 from chinchilla.models.transformer import Transformer
 from chinchilla.store import checkpoint
 from chinchilla.store.run_folder import RunFolder
-from chinchilla.tasks.task import Batch, Objective, Task, num_tokens
+from chinchilla.tasks.task import Batch, Loss, Objective, Task, num_tokens
 from chinchilla.training.monitor import Monitor, Tracker
 from chinchilla.training.optimizer import Optimizer
 from chinchilla.training.schedule import rate_scale
+from chinchilla.training.workers import Workers
 
 Weights = dict[str, Tensor]
 
@@ -81,7 +82,8 @@ class Trainer:
         self.model.to(self.device)
         if self.training.compile:
             compile_blocks_(self.model)
-        self.optimizer = Optimizer(self.model, self.training)
+        self.workers = Workers(self.model, worker_count(self.training, self.device), self.training.seed)
+        self.optimizer = Optimizer(self.model, self.training, self.workers)
         self.progress = Progress()
         self.average = _copy(self.model) if self.training.ema_decay else None
         self.best: Weights = {}
@@ -112,7 +114,8 @@ class Trainer:
 
     def steps(self) -> Iterator[float]:
         """Take the steps that are left; give each one's plain loss in nats a token."""
-        self.model.train()
+        for model in self.workers.models:
+            model.train()
         items = stream(self.batches, self.progress.position)
         with contextlib.closing(items):
             while self.progress.step < self.training.steps:
@@ -123,18 +126,21 @@ class Trainer:
         group = list(islice(items, self.training.accumulation))
         micro_batches = [_to(batch, self.device) for _, batch in group]
         tokens = sum(num_tokens(batch) for batch in micro_batches)
-        nats = 0.0
-        for batch in micro_batches:
+
+        def mean_loss(model: Transformer, batch: Batch) -> Loss:
             with self._autocast():
-                loss = self.task.loss(self.model, batch, self.objective)
+                loss = self.task.loss(model, batch, self.objective)
             # The mean over the step's real tokens, however they fall into micro-batches.
-            (loss.total / tokens).backward()
-            nats += float(loss.plain)
+            return Loss(loss.total / tokens, loss.plain)
+
+        gradients, nats = self.workers.gradients(micro_batches, mean_loss)
         if not math.isfinite(nats):
             raise FaultError(
                 f"{self.folder.path}: the loss is {nats} at step {self.progress.step}; "
                 "lower train.learning_rate, and go on from the last checkpoint with train --resume"
             )
+        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
         if self.training.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
         self.optimizer.step(rate_scale(self.progress.step, self.training))
@@ -207,7 +213,7 @@ class Trainer:
         """Write a checkpoint."""
         progress = self.progress
         tensors = {"model": _copy(self.model), "optimizer": self.optimizer.state(), "best": self.best}
-        tensors["random"] = {"cpu": torch.get_rng_state()}
+        tensors["random"] = {"cpu": torch.get_rng_state(), **self.workers.state()}
         if self.device.type == "cuda":
             tensors["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
         if self.average:
@@ -230,6 +236,7 @@ class Trainer:
         if self.average:
             self.average = {name: tensor.to(self.device) for name, tensor in saved.tensors["average"].items()}
         torch.set_rng_state(saved.tensors["random"]["cpu"])
+        self.workers.load(saved.tensors["random"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(saved.tensors["random"]["cuda"], self.device)
         self._times = list(state["times"])
@@ -266,6 +273,13 @@ class Trainer:
     def _load(self, weights: Weights) -> None:
         if weights:
             self.model.load_state_dict(weights)
+
+
+def worker_count(training: Training, device: torch.device) -> int:
+    """Threads to spread a step's micro-batches over: as many of both as divide evenly, on a CPU, without compiling."""
+    if device.type != "cpu" or training.compile:
+        return 1
+    return math.gcd(training.accumulation, training.threads)
 
 
 def settling_steps(training: Training) -> int:

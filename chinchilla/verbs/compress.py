@@ -1,5 +1,6 @@
 """`chinchilla compress RUN`: a smaller, faster model in a run folder of its own."""
 
+import json
 import logging
 import os
 import secrets
@@ -15,8 +16,8 @@ from chinchilla.compression.compare import Comparison, Exam, Subject, compare
 from chinchilla.compression.quantize import Record, quantize_
 from chinchilla.config.errors import UsageError
 from chinchilla.config.estimate import Estimate
-from chinchilla.config.units import show_bytes
-from chinchilla.models.hub import CARD, WEIGHTS, Loaded, read_model, write_model
+from chinchilla.config.units import show_bytes, show_time
+from chinchilla.models.hub import CARD, CONFIG, WEIGHTS, Loaded, read_model, write_model
 from chinchilla.models.quantized import describe
 from chinchilla.store.atomic import failures_named, sync_folder, write_text
 from chinchilla.store.run_folder import RunFolder
@@ -104,22 +105,9 @@ def _quantize(parent: RunFolder, folder: Path) -> Record:
         show_bytes(record.size_after_bytes),
     )
     kept = {key: value for key, value in loaded.config.items() if key not in ("model_type", "architectures", "shape")}
-    write_model(
-        folder,
-        loaded.model,
-        loaded.tokenizer_json,
-        _card(parent),
-        kept | {"quantization": describe(loaded.model)},
-    )
+    extra = kept | {"quantization": describe(loaded.model)}
+    write_model(folder, loaded.model, loaded.tokenizer_json, extra=extra)
     return record
-
-
-def _card(parent: RunFolder) -> str | None:
-    path = parent.model / CARD
-    if not path.is_file():
-        return None
-    note = "Weights are int8 with one scale a row, activations int8 at run time."
-    return f"{path.read_text(encoding='utf-8').rstrip()}\n\n## Compression\n\n{note}\n"
 
 
 def _size_bytes(run: RunFolder) -> int:
@@ -127,13 +115,39 @@ def _size_bytes(run: RunFolder) -> int:
 
 
 def _tell(building: RunFolder, parent: RunFolder, record: Record, comparison: Comparison) -> None:
-    """Everything of the run folder but the model."""
+    """Everything of the run folder that is known once the model is measured."""
+    config = json.loads((building.model / CONFIG).read_text(encoding="utf-8"))
+    write_text(building.model / CONFIG, json.dumps(config | {"metrics": comparison.after.metrics}, indent=2) + "\n")
+    write_text(building.model / CARD, _card(parent, comparison))
     for source, target in ((parent.run_toml, building.run_toml), (parent.plan_json, building.plan_json)):
         write_text(target, source.read_text(encoding="utf-8"))
     write_text(building.path / "compression.json", comparison.model_dump_json(indent=2) + "\n")
     predicted = Estimate.around(record.size_after_bytes, 0.01, "bytes", "measured")
     building.log_prediction("int8_size_bytes", predicted, comparison.after.size_bytes, "bytes")
     building.write_env(building.read_run().run.seed, torch.get_num_threads())
+
+
+def _card(parent: RunFolder, comparison: Comparison) -> str:
+    """The parent's model card, and what compression changed."""
+    path = parent.model / CARD
+    card = path.read_text(encoding="utf-8").rstrip() if path.is_file() else f"# {parent.path.name}"
+    before, after = comparison.before, comparison.after
+    rows = [
+        ("size", show_bytes(before.size_bytes), show_bytes(after.size_bytes)),
+        ("one answer, median", show_time(before.latency_p50_s), show_time(after.latency_p50_s)),
+        *((name, f"{before.metrics[name]:.4g}", f"{value:.4g}") for name, value in after.metrics.items()),
+    ]
+    table = "\n".join(f"| {name} | {old} | {new} |" for name, old, new in rows)
+    return f"""{card}
+
+## Compression
+
+Weights are int8 with one scale a row, activations int8 at run time. All above is about the model before.
+
+| | before | after |
+|---|---|---|
+{table}
+"""
 
 
 def _move(building: RunFolder, parent: RunFolder, out: Path | None) -> RunFolder:

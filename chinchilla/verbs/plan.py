@@ -25,8 +25,11 @@ log = logging.getLogger("chinchilla")
 
 Tell = Callable[[str], None]
 
-MICRO_BATCH_TOKENS = 4096
-"""Labelled tokens that go through the model at one time: enough for full matrix-product speed on a CPU."""
+BATCH_TOKENS = 4096
+"""Labelled tokens a step: small, so that a short run has many steps; Muon's work a step forbids much smaller ones."""
+
+LEAST_MICRO_TOKENS, MOST_MICRO_TOKENS = 1024, 8192
+"""Labelled tokens that go through the model at one time: enough for the products' speed, few enough for the memory."""
 
 SMALL_DATA_TOKENS = 20_000_000
 """Less data than this is seen often enough in a run for dropout to help."""
@@ -78,7 +81,7 @@ def _draft(run: Run, machine: Machine, prepared: Prepared) -> Training:
     """The settings that do not depend on the shape; steps and intervals are filled in at the end."""
     fixed = run.train
     small = prepared.facts.unique_tokens < SMALL_DATA_TOKENS
-    batch_tokens = fixed.batch_tokens or MICRO_BATCH_TOKENS
+    batch_tokens = fixed.batch_tokens or BATCH_TOKENS
     defaults = {
         "optimizer": "muon",
         "learning_rate": 2e-3,
@@ -93,13 +96,20 @@ def _draft(run: Run, machine: Machine, prepared: Prepared) -> Training:
         "ema_decay": 0.0,
         "precision": machine.fastest_precision(),
         "compile": False,
-        "accumulation": max(1, math.ceil(batch_tokens / (2 * MICRO_BATCH_TOKENS))),
+        "accumulation": _accumulation(batch_tokens, machine.threads if machine.device == "cpu" else 1),
     }
     never = {"steps": 10**9, "eval_every": 10**9, "checkpoint_every": 10**9, "log_every": 10**9}
     said = {name: value for name, value in fixed.model_dump().items() if name in Training.model_fields}
     said = {name: value for name, value in said.items() if value is not None and name not in never}
     rest = {"batch_tokens": batch_tokens, "threads": machine.threads, "seed": run.seed}
     return Training(**never | defaults | rest | said)
+
+
+def _accumulation(batch_tokens: int, threads: int) -> int:
+    """Micro-batches a step: as many side by side as the threads and `LEAST_MICRO_TOKENS` allow, none too large."""
+    sides = [n for n in range(1, threads + 1) if threads % n == 0 and batch_tokens / n >= LEAST_MICRO_TOKENS]
+    side = max(sides, default=1)
+    return side * math.ceil(batch_tokens / (side * MOST_MICRO_TOKENS))
 
 
 def _refuse_tiny(time_s: float, prepared: Prepared, machine: Machine, draft: Training) -> None:

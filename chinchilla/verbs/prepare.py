@@ -49,11 +49,14 @@ class Prepared:
 
     def batches(self, training: Training) -> Batches:
         """Training micro-batches of `batch_tokens / accumulation` labelled tokens."""
-        return _batches(self.train, self.row_len, training.batch_tokens // training.accumulation, training.seed)
+        return _batches(self.train, self.row_len, _micro(training), training.seed)
 
     def valid_batches(self, training: Training) -> Batches:
         """Validation micro-batches, of the training ones' size so that kernels are made once."""
-        return _batches(self.valid, self.row_len, training.batch_tokens // training.accumulation, 0)
+        like = self.batches(training)
+        if isinstance(self.valid, EncodedPairs) and isinstance(like, PairBatches):
+            return PairBatches(self.valid, self.row_len, _micro(training), 0, like)
+        return _batches(self.valid, self.row_len, _micro(training), 0)
 
 
 def make_task(run: Run) -> Task:
@@ -122,6 +125,11 @@ def _row_len(train: Encoded) -> int:
         return TEXT_LEN
     needed = np.quantile(_lengths(train), FITTING) if len(train.source) else 0
     return next((length for length in ROW_LENS if length >= needed), ROW_LENS[-1])
+
+
+def _micro(training: Training) -> int:
+    """Labelled tokens of a micro-batch."""
+    return training.batch_tokens // training.accumulation
 
 
 def _batches(encoded: Encoded, row_len: int, batch_tokens: int, seed: int) -> Batches:

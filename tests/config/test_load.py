@@ -176,6 +176,8 @@ def test_an_unknown_table_is_refused_even_when_empty(tmp_path):
         ("data.train=~nobody-has-this-name/x", "data.train: '~nobody-has-this-name/x' cannot be a file's name"),
         ('data.train="a\\u0000b"', "data.train: 'a\\x00b' cannot be a file's name"),
         ("data.train=bad\udcff", "data.train: 'bad\\udcff' cannot be a file's name"),
+        ("seed=" + "9" * 5000, "seed: "),
+        ("model.dim=" + "[" * 5000, "model.dim: input should be a valid integer"),
         ("budget.time=1\nseed=4", "budget.time: '1\\nseed=4' is not a time"),
     ],
 )

@@ -256,6 +256,7 @@ def test_every_kind_of_model(changes):
     answers = logits(twin)
     assert sqnr_db(logits(model), answers) > 18
     assert not answers.requires_grad
+    assert quantized.num_params(twin) == sum(parameter.numel() for parameter in model.parameters())
     assert twin.head.weight.device == model.head.weight.device
 
 

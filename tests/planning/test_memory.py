@@ -15,9 +15,11 @@ from chinchilla.config.shape import Shape
 from chinchilla.models.attention import LONGEST_PLAIN
 from chinchilla.models.head import PIECE_TOKENS
 from chinchilla.models.transformer import Transformer
+from chinchilla.planning import activations
 from chinchilla.planning import memory as planned
+from chinchilla.planning.activations import by_operator, saved, saved_bytes
 from chinchilla.planning.count import Batch, num_params
-from chinchilla.planning.memory import by_operator, memory, saved, saved_bytes, state, takes_muon
+from chinchilla.planning.memory import memory, state, takes_muon
 from chinchilla.training.optimizer import split_parameters
 
 SMALL = Shape(
@@ -136,7 +138,7 @@ def test_saved_bytes_are_the_sum_over_operators() -> None:
 
 def test_the_constants_are_those_of_the_model() -> None:
     assert planned.PIECE_TOKENS == PIECE_TOKENS
-    assert planned.LONGEST_PLAIN == LONGEST_PLAIN
+    assert activations.LONGEST_PLAIN == LONGEST_PLAIN
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

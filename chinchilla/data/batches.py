@@ -65,7 +65,7 @@ class PairBatches:
         self._pairs = pairs
         self._seed = seed
         lengths = np.stack([pairs.source.lengths, pairs.target.lengths]) + 1
-        self.row_lens = like.row_lens if like else row_lens(lengths, max_len)
+        self.row_lens: tuple[int, int] = like.row_lens if like else row_lens(lengths, max_len)
         self._fitting = np.flatnonzero((lengths <= np.array(self.row_lens)[:, None]).all(axis=0))
         if len(self._fitting) == 0:
             raise DataError(f"there is no pair of at most max_len = {max_len} tokens to learn from")

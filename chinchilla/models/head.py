@@ -21,11 +21,16 @@ class _TokenLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        smoothing: float,
+        needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         low = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else hidden.dtype
         table = weight.to(low)
-        needs_grad = any(ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad and bias is not None else None
@@ -52,6 +57,7 @@ class _TokenLoss(torch.autograd.Function):
             lowered = gradient.to(low)
             grad_hidden[piece] = lowered @ table
             grad_weight += lowered.t() @ states
+            del logits, chances, gradient, lowered  # or they would stand beside the next piece's
         if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(plain)
@@ -60,7 +66,7 @@ class _TokenLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, grad_plain: Tensor) -> Any:
         scaled = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
 
 
 def _autocast(x: Tensor) -> bool:

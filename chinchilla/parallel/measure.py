@@ -49,6 +49,9 @@ REPEAT_S = 0.25
 BUFFER_BYTES = 2**28
 """Larger than any cache that one process gets."""
 
+BUSY = 0.5
+"""A noise from which on the machine is called busy, and its figures are not to be trusted for long."""
+
 KEEP_DAYS = 30
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -63,6 +66,9 @@ def measure(shapes: Sequence[Product] | None = None, device: str = "cpu", thread
     with _threads(threads):
         count = torch.get_num_threads()
         log.info("measuring %s with %d threads", device, count)
+        unsteady = noise(device)
+        if unsteady > BUSY:
+            log.warning("this machine is busy (noise %.0f %%): `chinchilla measure --refresh` later", 100 * unsteady)
         return Machine(
             name=device_name(device),
             device=device,
@@ -70,7 +76,7 @@ def measure(shapes: Sequence[Product] | None = None, device: str = "cpu", thread
             memory_bytes=memory_bytes(device),
             torch_version=torch.__version__,
             measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            noise=noise(device),
+            noise=unsteady,
             matmul=tuple(_rates(tuple(shapes or SHAPES), device)),
             bytes_per_s=bandwidth(device),
             op_overhead_s=op_overhead(device),

@@ -106,10 +106,9 @@ def candidates(
     time_s: float,
     precision: Precision,
     optimizer: OptimizerKind,
-    most: int = 6,
     process_bytes: int = 0,
 ) -> list[Shape]:
-    """At most `most` shapes worth probing for `time_s` seconds of training, smallest first.
+    """The shapes worth probing for `time_s` seconds of training, smallest first.
 
     Worth probing: within `limits`, and at the speed that the roofline expects seeing between one token a parameter
     (or one epoch) and 40 epochs. Where no shape does, the nearest one. `process_bytes` is what the process holds
@@ -128,7 +127,7 @@ def candidates(
         tokens = expected_tokens(shape, facts, machine, time_s, precision, optimizer)
         distances[shape] = _unlikely(tokens, num_params(shape), facts.unique_tokens)
     nearest = min(distances.values())
-    return _spread([shape for shape in fitting if distances[shape] <= nearest], most)
+    return [shape for shape in fitting if distances[shape] <= nearest]
 
 
 def expected_tokens(
@@ -137,6 +136,25 @@ def expected_tokens(
     """Labelled tokens that `time_s` seconds are expected to get through, by the roofline."""
     batch = facts.batch(PROBE_BATCH_TOKENS)
     return batch.loss_rows * time_s / step_time(shape, batch, machine, precision, optimizer).total_s
+
+
+def typical_params(flops: float) -> float:
+    """Parameters that do well with a budget far below the laws' range: 5M at 1e14 FLOPs, growing as C^0.4.
+
+    A rule of thumb from runs of minutes on 2 cores (docs/planning.md), where the published laws would say a seventh;
+    it meets them near 1e19. Probe runs decide among the shapes around it.
+    """
+    return 5e6 * (flops / 1e14) ** 0.4
+
+
+def near(shapes: Sequence[Shape], wanted: float, most: int) -> list[Shape]:
+    """The `most` shapes nearest to `wanted` parameters, half and twice, a quarter and four times; smallest first."""
+    chosen: list[Shape] = []
+    for factor in (1.0, 0.5, 2.0, 0.25, 4.0)[:most]:
+        left = [shape for shape in shapes if shape not in chosen]
+        if left:
+            chosen.append(min(left, key=lambda shape: abs(math.log(num_params(shape) / (wanted * factor)))))
+    return sorted(chosen, key=num_params)
 
 
 def law_holds(flops: float, law: ChinchillaLaw = BESIROGLU) -> bool:
@@ -282,13 +300,6 @@ def _unlikely(tokens: float, count: int, unique: int) -> float:
     """How far, in logarithms, a run lies outside one token a parameter (or one epoch) … 40 epochs; 0 inside."""
     low, high = min(unique, count), MOST_EPOCHS * unique
     return max(0.0, math.log(low / tokens), math.log(tokens / high))
-
-
-def _spread(shapes: Sequence[Shape], most: int) -> list[Shape]:
-    """At most `most` of the shapes, evenly over their order, ends included."""
-    if len(shapes) <= most:
-        return list(shapes)
-    return [shapes[round(index * (len(shapes) - 1) / (most - 1))] for index in range(most)]
 
 
 def _nearest_shape(target: float, facts: Facts, fixed: Model, limits: Limits) -> Shape:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from chinchilla.config.errors import DataError
 from chinchilla.config.plan import TaskName
 from chinchilla.data.tokenizer import Tokenizer
 from chinchilla.models.generate import Sampling, complete
@@ -36,7 +37,12 @@ class Generate:
         """`bits_per_byte` and `perplexity` (a token) on whole documents, each from its start; and some samples.
 
         A document longer than the model is cut in pieces that each start anew, which overstates the loss a little.
+
+        Raises:
+            DataError: there is no text to score on.
         """
+        if not any(example[0] for example in examples):
+            raise DataError("the test data has no text to score on; name some in data.test")
         nats, tokens, size_bytes = 0.0, 0, 0
         for index, example in enumerate(examples):
             ids = [*tokenizer.encode(example[0]), model.shape.eos_id]
@@ -59,8 +65,12 @@ class Generate:
 
 
 def prompt_ids(model: Transformer, tokenizer: Tokenizer, prompt: str, max_new: int) -> list[int]:
-    """The prompt's ids after the start token, its oldest part cut off where the answer would not fit."""
-    room = max(1, model.shape.max_len - max_new - 1)
+    """The prompt's ids after the start token, its oldest part cut off where the answer would not fit.
+
+    However long the answer may be, the prompt keeps half the model, and the answer gets what is left.
+    """
+    max_len = model.shape.max_len
+    room = max(1, max_len // 2 - 1, max_len - max_new - 1)
     return [model.shape.bos_id, *tokenizer.encode(prompt)[-room:]]
 
 

@@ -1,17 +1,21 @@
 """Translation: cross-entropy of the target, beam search, BLEU and chrF by sacrebleu."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from chinchilla.config.errors import DataError
 from chinchilla.config.plan import TaskName
 from chinchilla.data.tokenizer import Tokenizer
 from chinchilla.models.generate import translate
 from chinchilla.models.transformer import Transformer
 from chinchilla.tasks.objective import token_objective
 from chinchilla.tasks.task import Batch, Loss, Objective, Sample, Score
+
+log = logging.getLogger("chinchilla")
 
 BATCH_TOKENS = 2048
 """Source positions translated together when a whole set is."""
@@ -37,7 +41,13 @@ class Translate:
         examples: Sequence[tuple[str, ...]],
         on_progress: Callable[[float], None] = lambda done: None,
     ) -> Score:
-        """`bleu` (Papineni 2002; signature of sacrebleu's default, 13a) and `chrf` (Popović 2015) on pairs."""
+        """`bleu` (Papineni 2002; signature of sacrebleu's default, 13a) and `chrf` (Popović 2015) on pairs.
+
+        Raises:
+            DataError: there are no pairs.
+        """
+        if not examples:
+            raise DataError("the test data has no pair to score on; name some in data.test")
         sources = [example[0] for example in examples]
         references = [example[1] for example in examples]
         outputs = self.answer(model, tokenizer, sources, on_progress=on_progress)
@@ -56,8 +66,11 @@ class Translate:
         beam_size: int | None = None,
         on_progress: Callable[[float], None] = lambda done: None,
     ) -> list[str]:
-        """Translate texts, those of like length together; an empty text gives an empty text."""
-        ids = [[*row, model.shape.eos_id] for row in tokenizer.encode_batch(list(sources))]
+        """Translate texts, those of like length together; an empty text gives an empty text.
+
+        Of a text longer than the model the beginning is translated, and how many there were is logged.
+        """
+        ids = _source_ids(model, tokenizer, sources)
         outputs = [""] * len(ids)
         order = [index for index in sorted(range(len(ids)), key=lambda index: len(ids[index])) if len(ids[index]) > 1]
         device = model.head.weight.device
@@ -80,6 +93,15 @@ class Translate:
 def max_new(source_len: int, max_len: int) -> int:
     """The longest answer looked for: twice the source and ten, within the model."""
     return min(2 * source_len + 10, max_len - 1)
+
+
+def _source_ids(model: Transformer, tokenizer: Tokenizer, sources: Sequence[str]) -> list[list[int]]:
+    """The texts' ids with the end token, cut to what the model takes."""
+    room = model.shape.max_len - 1
+    ids = tokenizer.encode_batch(list(sources))
+    if long := sum(len(row) > room for row in ids):
+        log.warning("cut %d of %d texts to their first %d tokens, all that the model takes", long, len(ids), room)
+    return [[*row[:room], model.shape.eos_id] for row in ids]
 
 
 def _take_batch(order: Sequence[int], ids: Sequence[Sequence[int]]) -> list[int]:

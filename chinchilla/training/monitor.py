@@ -110,6 +110,8 @@ def open_trackers(names: Sequence[str], run: Path) -> list[Tracker]:
         try:
             trackers.append(makers[name]())
         except ImportError as error:
+            for opened in trackers:
+                opened.close()
             raise UsageError(
                 f"train.trackers: {name} is not installed ({error.name}); pip install 'chinchilla-ml[{name}]'"
             ) from None

@@ -27,8 +27,8 @@ def probe(trainer: Trainer, time_s: float) -> ProbeResult:
     started = time.perf_counter()
     losses: list[tuple[float, float]] = []
     times: list[float] = []
-    for loss in trainer.steps():
-        losses.append((float(trainer.progress.tokens), loss))
+    for step in trainer.steps():
+        losses.append((float(trainer.progress.tokens), step.loss))
         times.append(time.perf_counter() - started)
         if len(losses) >= LEAST_STEPS and times[-1] >= time_s:
             break

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,13 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = -1
     planned_anew: bool = False
+
+
+class Step(NamedTuple):
+    """One optimizer step: its plain loss in nats a token, and the labelled tokens that it saw."""
+
+    loss: float
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -99,9 +106,14 @@ class Trainer:
             FaultError: the loss is no longer a number, or the disk fails.
         """
         started = time.perf_counter() - self.progress.time_s
-        for _ in self.steps():
-            self.progress.time_s = time.perf_counter() - started
-            self._after_step()
+        try:
+            for step in self.steps():
+                self.progress.time_s = time.perf_counter() - started
+                self._log(step)
+                self._after_step()
+        except FaultError as error:
+            self.folder.log_event("fault", step=self.progress.step, why=str(error))
+            raise
         self._load(self.best)
         return Outcome(
             steps=self.progress.step,
@@ -112,8 +124,8 @@ class Trainer:
             best_step=self.progress.best_step,
         )
 
-    def steps(self) -> Iterator[float]:
-        """Take the steps that are left; give each one's plain loss in nats a token."""
+    def steps(self) -> Iterator[Step]:
+        """Take the steps that are left, and nothing else: nothing is written."""
         for model in self.workers.models:
             model.train()
         items = stream(self.batches, self.progress.position)
@@ -121,7 +133,7 @@ class Trainer:
             while self.progress.step < self.training.steps:
                 yield self._step(items)
 
-    def _step(self, items: Iterator[Item]) -> float:
+    def _step(self, items: Iterator[Item]) -> Step:
         begun = time.perf_counter()
         group = list(islice(items, self.training.accumulation))
         micro_batches = [_to(batch, self.device) for _, batch in group]
@@ -134,23 +146,25 @@ class Trainer:
             return Loss(loss.total / tokens, loss.plain)
 
         gradients, nats = self.workers.gradients(micro_batches, mean_loss)
-        if not math.isfinite(nats):
-            raise FaultError(
-                f"{self.folder.path}: the loss is {nats} at step {self.progress.step}; "
-                "lower train.learning_rate, and go on from the last checkpoint with train --resume"
-            )
+        self._require_finite(nats, "loss")
         for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        if self.training.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm or math.inf)
+        self._require_finite(float(norm), "gradient")
         self.optimizer.step(rate_scale(self.progress.step, self.training))
         self._update_average()
         self.progress.step += 1
         self.progress.position = group[-1][0].next
         self.progress.tokens += tokens
         self._times.append(time.perf_counter() - begun)
-        self._log(nats / tokens, tokens)
-        return nats / tokens
+        return Step(nats / tokens, tokens)
+
+    def _require_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise FaultError(
+                f"{self.folder.path}: the {what} is {value} after {self.progress.step} steps; "
+                "train anew with a lower train.learning_rate"
+            )
 
     def _after_step(self) -> None:
         step, training = self.progress.step, self.training
@@ -177,8 +191,8 @@ class Trainer:
             return
         # A short memory at first, or the random start would weigh on the average for long.
         decay = min(self.training.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
-        own = self.model.state_dict()
-        torch._foreach_lerp_(list(self.average.values()), [own[name] for name in self.average], 1 - decay)
+        own = dict(self.model.named_parameters())
+        torch._foreach_lerp_(list(self.average.values()), [own[name].detach() for name in self.average], 1 - decay)
 
     def _validate(self) -> None:
         weights = self.average or _copy(self.model)
@@ -188,6 +202,7 @@ class Trainer:
         loss = self.valid_loss()
         if kept is not None:
             self._load(kept)
+        self._require_finite(loss, "validation loss")
         progress = self.progress
         self.folder.log_metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, valid_loss=loss)
         self._track({"valid_loss": loss})
@@ -245,15 +260,15 @@ class Trainer:
         own = {"position": Position(*state["position"]), "best_loss": best_loss}
         self.progress = Progress(**{name: own.get(name, state[name]) for name in vars(Progress())})
 
-    def _log(self, loss: float, tokens: int) -> None:
+    def _log(self, step: Step) -> None:
         progress = self.progress
         if progress.step % self.training.log_every and progress.step != self.training.steps:
             return
         step_time_s = statistics.median(self._times[-self.training.log_every :])
-        tokens_per_s = tokens / step_time_s
+        tokens_per_s = step.tokens / step_time_s
         fraction = tokens_per_s * self.flops_per_token / self.peak_flops_per_s
         values = {
-            "loss": loss,
+            "loss": step.loss,
             "learning_rate": self.training.learning_rate * rate_scale(progress.step - 1, self.training),
             "tokens_per_s": tokens_per_s,
             "peak_fraction": fraction,
@@ -261,7 +276,7 @@ class Trainer:
         self.folder.log_metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, **values)
         self._track(values)
         left_s = (self.training.steps - progress.step) * step_time_s
-        self.monitor.step(progress.step, loss, tokens_per_s, fraction, left_s)
+        self.monitor.step(progress.step, step.loss, tokens_per_s, fraction, left_s)
 
     def _track(self, values: dict[str, float]) -> None:
         for tracker in self.trackers:
@@ -270,9 +285,11 @@ class Trainer:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
 
+    @torch.no_grad()
     def _load(self, weights: Weights) -> None:
-        if weights:
-            self.model.load_state_dict(weights)
+        own = dict(self.model.named_parameters())
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
 
 
 def worker_count(training: Training, device: torch.device) -> int:
@@ -295,7 +312,8 @@ def compile_blocks_(model: Transformer) -> None:
 
 
 def _copy(model: nn.Module) -> Weights:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    """All weights, tied ones once."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def _to(batch: Batch, device: torch.device) -> dict[str, Tensor]:

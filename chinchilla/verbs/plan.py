@@ -25,7 +25,7 @@ log = logging.getLogger("chinchilla")
 
 Tell = Callable[[str], None]
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 """Labelled tokens a step: small, so that a short run has many steps; Muon's work a step forbids much smaller ones."""
 
 LEAST_MICRO_TOKENS, MOST_MICRO_TOKENS = 1024, 8192
@@ -84,11 +84,11 @@ def _draft(run: Run, machine: Machine, prepared: Prepared) -> Training:
     batch_tokens = fixed.batch_tokens or BATCH_TOKENS
     defaults = {
         "optimizer": "muon",
-        "learning_rate": 2e-3,
-        "embedding_learning_rate": fixed.learning_rate or 3e-3,
+        "learning_rate": 3e-3,
+        "embedding_learning_rate": fixed.learning_rate or 4e-3,
         "weight_decay": 0.05,
         "schedule": "wsd",
-        "warmup_steps": 30,
+        "warmup_steps": 40,
         "decay_fraction": 0.4,
         "clip_norm": 1.0,
         "label_smoothing": 0.1 if run.task == "translate" else 0.0,

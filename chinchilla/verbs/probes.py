@@ -55,13 +55,16 @@ class Choice:
     reason: str
     compile_reason: str
     curve: tuple[tuple[float, float], ...]
+    valid_loss: float | None
     unique_tokens: int
 
     def predict_loss(self, tokens: float) -> Estimate:
         """Validation loss after `tokens` tokens, in nats a token."""
         num_params = count.num_params(self.shape)
         if self.curve:
-            return halving.predict_loss(self.curve, num_params, tokens, self.unique_tokens)
+            return halving.predict_loss(
+                self.curve, num_params, tokens, self.unique_tokens, valid_loss=self.valid_loss
+            )
         return law_loss(BESIROGLU, num_params, tokens, self.unique_tokens)
 
 
@@ -102,12 +105,12 @@ def choose(
         time_s,
         draft.precision,
         draft.optimizer,
-        most=MOST_CANDIDATES,
         process_bytes=process_bytes,
     )
-    shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
     probe_s = min(PROBE_SHARE * time_s, MOST_PROBE_S)
-    shapes = _affordable(shapes, probe_s) if run.train.probes else [shapes[len(shapes) // 2]]
+    most = _affordable(probe_s) if run.train.probes else 1
+    shapes = search.near(shapes, search.typical_params(flops), most)
+    shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
     return _by_probes(shapes, probe_s, prepared, machine, draft, time_s, process_bytes, tell)
 
 
@@ -127,16 +130,15 @@ def _by_law(
         reason="; ".join(f"{line.name} {line.value}: {line.reason}" for line in found.decisions[:2]),
         compile_reason="off unless the recipe says so",
         curve=(),
+        valid_loss=None,
         unique_tokens=prepared.facts.unique_tokens,
     )
 
 
-def _affordable(shapes: list[Shape], probe_s: float) -> list[Shape]:
-    """As many of the shapes, evenly spread, as can each have a first probe worth the name."""
-    for most in range(len(shapes), 1, -1):
-        if halving.rounds(most, probe_s)[0].time_s >= LEAST_PROBE_S:
-            return [shapes[round(index * (len(shapes) - 1) / (most - 1))] for index in range(most)]
-    return [shapes[len(shapes) // 2]]
+def _affordable(probe_s: float) -> int:
+    """How many shapes can each have a first probe worth the name."""
+    affordable = (n for n in range(MOST_CANDIDATES, 1, -1) if halving.rounds(n, probe_s)[0].time_s >= LEAST_PROBE_S)
+    return next(affordable, 1)
 
 
 def _by_probes(
@@ -173,6 +175,7 @@ def _by_probes(
         reason=_reason(seen, len(shapes)),
         compile_reason=compile_reason,
         curve=tuple(best.curve),
+        valid_loss=best.trainer.valid_loss(),
         unique_tokens=prepared.facts.unique_tokens,
     )
 

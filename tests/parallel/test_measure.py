@@ -75,6 +75,15 @@ def test_a_machine_is_measured_whole(caplog: pytest.LogCaptureFixture) -> None:
     assert Machine.model_validate_json(found.model_dump_json()) == found
 
 
+@pytest.mark.parametrize(("noise", "said"), [(0.6, True), (0.4, False)])
+def test_a_busy_machine_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, noise: float, said: bool
+) -> None:
+    monkeypatch.setattr(room, "noise", lambda device: noise)
+    assert measure(SHAPES[:1], threads=1).noise == noise
+    assert ("busy" in caplog.text) == said
+
+
 def test_the_number_of_threads_is_put_back() -> None:
     before = torch.get_num_threads()
     measure(SHAPES[:1], threads=before + 1)

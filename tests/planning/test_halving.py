@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chinchilla.config.errors import DataError
 from chinchilla.config.plan import Probe
 from chinchilla.config.shape import Shape
-from chinchilla.planning.halving import predict_loss, rounds, survivors
+from chinchilla.planning.halving import DECAY_GAIN, predict_loss, rounds, survivors
 from chinchilla.planning.laws import effective_tokens
 
 SHAPE = Shape(vocab_size=9, dim=4, num_heads=1, num_kv_heads=1, head_dim=4, ffn_dim=8, num_decoder_layers=1)
@@ -66,7 +66,7 @@ def test_the_end_of_a_synthetic_curve_lies_in_the_interval(floor: float, exponen
     seen = np.linspace(3e4, 3e5, 12)
     for reach in (2, 5, 20):
         found = predict_loss(curve(floor, gain, exponent, seen), 5_000_000, reach * 3e5, unique_tokens=1e9)
-        truth = floor + gain * (reach * 3e5) ** -exponent
+        truth = DECAY_GAIN * (floor + gain * (reach * 3e5) ** -exponent)
         assert found.p10 <= truth <= found.p90
         assert found.p50 == pytest.approx(truth, rel=0.02 + 0.12 * math.log10(reach))
 
@@ -77,7 +77,7 @@ def test_intervals_on_noisy_curves_cover_and_narrow_with_more_points() -> None:
     for _ in range(100):
         floor, exponent = random.uniform(0.6, 1.6), random.uniform(0.25, 0.5)
         gain = random.uniform(3, 6) * 1e5**exponent
-        truth = floor + gain * 1e6**-exponent
+        truth = DECAY_GAIN * (floor + gain * 1e6**-exponent)
         for share in widths:
             seen = np.linspace(1e4, share * 1e6, 12)
             noisy = [(t, loss * random.normal(1, 0.01)) for t, loss in curve(floor, gain, exponent, seen)]
@@ -111,6 +111,20 @@ def test_repeated_tokens_are_worth_less_than_fresh_ones() -> None:
     equal = predict_loss(points, 5_000_000, effective_tokens(1e6, 2e7), unique_tokens=1e9)
     assert repeated.p50 > fresh.p50
     assert repeated.p50 == pytest.approx(equal.p50)
+
+
+def test_a_validation_loss_sets_the_height_and_the_curve_the_form() -> None:
+    points = curve(1.0, 4.0 * 1e5**0.4, 0.4, np.linspace(1e4, 1e5, 20))
+    plain = predict_loss(points, 5_000_000, 3e5, 1e9)
+    held_out = predict_loss(points, 5_000_000, 3e5, 1e9, valid_loss=1.2 * points[-1][1])
+    assert held_out.p50 == pytest.approx(1.2 * plain.p50, rel=0.01)
+    assert held_out.p90 / held_out.p10 == pytest.approx(plain.p90 / plain.p10)
+    assert predict_loss(points, 5_000_000, 1e5, 1e9, valid_loss=5.5).p50 == pytest.approx(5.5)
+
+
+def test_a_curve_of_stale_repeats_stands_still() -> None:
+    points = [(1e8 + 1e6 * step, 2.0) for step in range(8)]
+    assert predict_loss(points, 5_000_000, 2e8, unique_tokens=1e5).p50 == pytest.approx(0.96 * 2.0, rel=0.01)
 
 
 def test_one_point_rests_on_the_prior() -> None:

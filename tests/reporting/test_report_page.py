@@ -82,7 +82,7 @@ def test_a_finished_run_shows_everything(run: RunFolder) -> None:
         f"chinchilla serve {run.path}",
     ):
         assert piece in text, piece
-    assert [attributes["aria-label"] for tag, attributes in shown.tags if tag == "svg"][0].startswith("Loss against")
+    assert next(attributes["aria-label"] for tag, attributes in shown.tags if tag == "svg").startswith("Loss against")
     assert sum(tag == "svg" for tag, _ in shown.tags) == 6
 
 

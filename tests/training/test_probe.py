@@ -1,0 +1,65 @@
+"""Probe runs: a trainer that takes some steps and leaves no trace."""
+
+import itertools
+
+import pytest
+from training_fakes import digest, make_trainer
+
+from chinchilla.store.run_folder import RunFolder
+from chinchilla.training.probe import LEAST_STEPS, POINTS, probe
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A probe's trainer: its folder is never made. It logs at every step, to see that nothing comes of it."""
+    trainer = make_trainer(tmp_path, steps=10**9, log_every=1)
+    monkeypatch.chdir(tmp_path)
+    trainer.folder = RunFolder(tmp_path / "probe")
+    return trainer
+
+
+def test_nothing_is_written(bare, tmp_path):
+    probe(bare, 0.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_probe_takes_the_least_steps(bare):
+    result = probe(bare, 0.0)
+    assert result.steps == LEAST_STEPS == len(result.curve)
+    assert result.tokens == bare.progress.tokens == result.curve[-1][0]
+    assert 0 < result.step_time_s < result.time_s
+
+
+def test_the_curve_goes_on_where_the_last_probe_stopped(bare):
+    parts = [probe(bare, 0.0) for _ in range(3)]
+    curve = [point for part in parts for point in part.curve]
+    assert bare.progress.step == 3 * LEAST_STEPS
+    for (tokens, _), (more, _) in itertools.pairwise(curve):
+        assert tokens < more
+
+
+def test_a_probe_is_a_run_cut_short(bare, tmp_path):
+    probe(bare, 0.0)
+    probe(bare, 0.0)
+    run = make_trainer(tmp_path / "run", steps=10**9)
+    for _ in itertools.islice(run.steps(), 2 * LEAST_STEPS):
+        pass
+    assert digest(bare.model.state_dict()) == digest(run.model.state_dict())
+
+
+def test_a_long_probe_gives_means_over_neighbouring_steps(bare, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr("chinchilla.training.probe.time.perf_counter", lambda: float(next(clock)))
+    losses = []
+    taken = bare.steps
+    monkeypatch.setattr(bare, "steps", lambda: (losses.append((bare.progress.tokens, s.loss)) or s for s in taken()))
+    steps = 3 * POINTS
+    # The trainer reads the same clock twice a step.
+    result = probe(bare, 3.0 * steps - 2)
+    assert result.steps == steps == len(losses)
+    expected = [losses[start : start + 3] for start in range(0, steps, 3)]
+    assert len(result.curve) == POINTS
+    for (tokens, loss), group in zip(result.curve, expected, strict=True):
+        assert tokens == pytest.approx(sum(each for each, _ in group) / 3)
+        assert loss == pytest.approx(sum(each for _, each in group) / 3)
+    assert result.step_time_s == 3.0

@@ -1,0 +1,379 @@
+"""The loop: right gradients and averages, the best model at the end, one new plan, faults that are told."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from training_fakes import (
+    BOS,
+    EOS,
+    FIRST,
+    PAD,
+    Given,
+    digest,
+    make_pairs,
+    make_shape,
+    make_trainer,
+    ragged,
+)
+
+from chinchilla.config.errors import FaultError
+from chinchilla.data.batches import PairBatches
+from chinchilla.data.encode import EncodedPairs
+from chinchilla.models.transformer import Transformer
+from chinchilla.store import checkpoint, journal
+from chinchilla.tasks.task import Loss
+from chinchilla.tasks.translate import Translate
+from chinchilla.training.trainer import Trainer, worker_count
+
+
+def micro_batches(*counts: int) -> list[dict[str, torch.Tensor]]:
+    """Batches of one row each, of so many labelled tokens."""
+    made = []
+    for index, count in enumerate(counts):
+        generator = torch.Generator().manual_seed(index)
+        labels = torch.randint(FIRST, 40, (1, 12), generator=generator)
+        target = torch.cat([torch.full((1, 1), BOS), labels[:, :-1]], dim=1)
+        segments = (torch.arange(12) < count).long()[None]
+        made.append(
+            {
+                "source": torch.randint(FIRST, 40, (1, 12), generator=generator),
+                "source_segments": torch.ones(1, 12, dtype=torch.int64),
+                "target": target.masked_fill(segments == 0, PAD),
+                "target_segments": segments,
+                "labels": labels.masked_fill(segments == 0, -100),
+            }
+        )
+    return made
+
+
+def gradients_of_a_step(trainer: Trainer) -> list[torch.Tensor]:
+    """What the optimizer is given in the first step."""
+    taken: list[torch.Tensor] = []
+
+    def keep(scale: float) -> None:
+        taken.extend(parameter.grad.clone() for parameter in trainer.model.parameters())
+
+    trainer.optimizer.step = keep  # type: ignore[method-assign]
+    next(trainer.steps())
+    return taken
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_unequal_halves_give_the_gradients_of_the_whole(tmp_path, threads):
+    """The mean is over a step's real tokens, 11 and 2 of them here, not over micro-batches."""
+    halves = micro_batches(11, 2)
+    whole = {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+    rest: dict[str, Any] = {"clip_norm": 0.0, "threads": threads}
+    split = gradients_of_a_step(make_trainer(tmp_path / "a", batches=Given(*halves), accumulation=2, **rest))
+    once = gradients_of_a_step(make_trainer(tmp_path / "b", batches=Given(whole), **rest))
+    for one, other in zip(split, once, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_the_gradients_are_those_of_the_mean_cross_entropy(tmp_path):
+    (batch,) = micro_batches(7)
+    trainer = make_trainer(tmp_path, batches=Given(batch), clip_norm=0.0, label_smoothing=0.1)
+    model = trainer.model
+    hidden = model(batch["source"], batch["target"], target_segments=batch["target_segments"]).hidden
+    labels = batch["labels"].flatten()
+    loss = F.cross_entropy(model.logits(hidden).flatten(0, 1), labels, ignore_index=-100, label_smoothing=0.1)
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for one, other in zip(gradients_of_a_step(trainer), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path):
+    rest = {"batches": Given(*micro_batches(7))}
+    free = gradients_of_a_step(make_trainer(tmp_path / "a", clip_norm=0.0, **rest))
+    norm = torch.stack([gradient.norm() for gradient in free]).norm()
+    clipped = gradients_of_a_step(make_trainer(tmp_path / "b", clip_norm=float(norm) / 4, **rest))
+    for one, other in zip(clipped, free, strict=True):
+        torch.testing.assert_close(one, other / 4, rtol=1e-4, atol=1e-8)
+
+
+def test_the_reported_loss_is_the_plain_one(tmp_path):
+    (batch,) = micro_batches(9)
+    trainer = make_trainer(tmp_path, batches=Given(batch), label_smoothing=0.3, reconstruct_weight=0.0)
+    with torch.no_grad():
+        hidden = trainer.model(batch["source"], batch["target"], target_segments=batch["target_segments"]).hidden
+        expected = F.cross_entropy(trainer.model.logits(hidden)[0], batch["labels"][0], ignore_index=-100)
+    step = next(trainer.steps())
+    assert step.loss == pytest.approx(float(expected), rel=1e-5)
+    assert step.tokens == trainer.progress.tokens == 9
+
+
+def test_the_validation_loss_is_the_mean_over_tokens_without_dropout(tmp_path):
+    trainer = make_trainer(tmp_path, dropout=0.5, label_smoothing=0.2, valid=Given(*micro_batches(11, 2)))
+    model = trainer.model.eval()
+    nats = 0.0
+    with torch.no_grad():
+        for batch in trainer.valid.given:
+            logits = model.logits(model(batch["source"], batch["target"]).hidden)
+            nats += float(F.cross_entropy(logits[0], batch["labels"][0], ignore_index=-100, reduction="sum"))
+    assert trainer.valid_loss() == pytest.approx(nats / 13, rel=1e-5)
+    assert model.training
+
+
+def test_the_average_is_an_exponential_one_with_a_short_memory_at_first(tmp_path):
+    trainer = make_trainer(tmp_path, ema_decay=0.8, steps=60)
+    average = {name: tensor.double() for name, tensor in trainer.model.state_dict().items()}
+    decays = []
+    for number, _ in enumerate(trainer.steps()):
+        decays.append(min(0.8, (1 + number) / (10 + number)))
+        for name, tensor in trainer.model.state_dict().items():
+            average[name] = decays[-1] * average[name] + (1 - decays[-1]) * tensor.double()
+    assert decays[0] == 0.1 and decays[-1] == 0.8
+    assert trainer.average is not None
+    for name, tensor in trainer.average.items():
+        torch.testing.assert_close(tensor.double(), average[name], rtol=1e-5, atol=1e-6)
+
+
+class Told(Trainer):
+    """A trainer whose validations find what they are told to."""
+
+    finds: tuple[float, ...] = ()
+
+    def valid_loss(self) -> float:
+        super().valid_loss()
+        loss, *rest = self.finds
+        self.finds = tuple(rest)
+        return loss
+
+
+def told(folder: Path, finds: tuple[float, ...], **changes: Any) -> Told:
+    plain = make_trainer(folder, **changes)
+    trainer = Told(**{name: getattr(plain, name) for name in Trainer.__dataclass_fields__})
+    trainer.finds = finds
+    return trainer
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.7])
+def test_the_final_model_is_the_one_that_did_best_on_the_validation_data(tmp_path, ema_decay):
+    trainer = told(tmp_path, (3.0, 1.5, 1.5), ema_decay=ema_decay, keep_checkpoints=5)
+    outcome = trainer.run()
+    assert (outcome.valid_loss, outcome.best_step, outcome.steps) == (1.5, 8, 12)
+    saved = {step: checkpoint.load(trainer.folder.checkpoints / f"step-{step:06d}") for step in (8, 12)}
+    group = "average" if ema_decay else "model"
+    assert digest(trainer.model.state_dict()) == digest(saved[8].tensors[group])
+    assert digest(saved[12].tensors["best"]) == digest(saved[8].tensors[group])
+    assert digest(saved[12].tensors["model"]) != digest(saved[8].tensors["model"])
+
+
+def test_a_validation_leaves_the_training_weights_alone(tmp_path):
+    trainer, other = make_trainer(tmp_path / "a", ema_decay=0.9), make_trainer(tmp_path / "b", ema_decay=0.9)
+    trainer.run()
+    for _ in other.steps():
+        pass
+    last = checkpoint.load(trainer.folder.checkpoints / "step-000012")
+    assert digest(last.tensors["model"]) == digest(other.model.state_dict())
+
+
+class Breaking(Translate):
+    """A task that goes wrong at one step: its loss, or only the loss's gradient, is not a number."""
+
+    def __init__(self, step: int, gradient_only: bool) -> None:
+        super().__init__()
+        self.step, self.gradient_only, self.seen = step, gradient_only, 0
+
+    def loss(self, model: Any, batch: Any, objective: Any) -> Loss:
+        loss = super().loss(model, batch, objective)
+        if not model.training:
+            return loss
+        self.seen += 1
+        if self.seen <= self.step:
+            return loss
+        # The root's slope at 0 is infinite, and 0 · ∞ is not a number.
+        wrong = (model.head.weight.sum() * 0).sqrt() if self.gradient_only else loss.total * math.nan
+        return Loss(loss.total + wrong, loss.plain + wrong.detach())
+
+
+@pytest.mark.parametrize(("gradient_only", "what"), [(False, "loss is nan"), (True, "gradient is nan")])
+def test_a_loss_that_is_no_number_is_a_fault_and_spoils_nothing(tmp_path, gradient_only, what):
+    trainer = make_trainer(tmp_path, task=Breaking(6, gradient_only))
+    with pytest.raises(FaultError, match=rf"{what} after 6 steps; train anew with a lower train.learning_rate"):
+        trainer.run()
+    assert trainer.progress.best_step == 4
+    assert all(tensor.isfinite().all() for tensor in (*trainer.best.values(), *trainer.model.state_dict().values()))
+    (saved,) = trainer.folder.checkpoints.iterdir()
+    assert saved.name == "step-000004"
+    event = journal.read(trainer.folder.events)[-1]
+    assert (event["kind"], event["step"]) == ("fault", 6) and what in event["why"]
+
+
+def test_a_validation_loss_that_is_no_number_is_a_fault(tmp_path):
+    trainer = told(tmp_path, (3.0, math.nan, 1.0))
+    with pytest.raises(FaultError, match="validation loss is nan after 8 steps"):
+        trainer.run()
+    assert trainer.progress.best_step == 4
+    assert [path.name for path in trainer.folder.checkpoints.iterdir()] == ["step-000004"]
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    trainer = make_trainer(tmp_path, steps=11, checkpoint_every=2, keep_checkpoints=3)
+    trainer.run()
+    kept = sorted(path.name for path in trainer.folder.checkpoints.iterdir())
+    assert kept == ["step-000008", "step-000010", "step-000011"]
+    events = [event["step"] for event in journal.read(trainer.folder.events) if event["kind"] == "checkpoint"]
+    assert events == [2, 4, 6, 8, 10, 11]
+
+
+def test_the_journal_has_every_step_and_validation(tmp_path):
+    trainer = make_trainer(tmp_path, steps=10, log_every=3)
+    outcome = trainer.run()
+    lines = journal.read(trainer.folder.metrics)
+    assert [line["step"] for line in lines if "loss" in line] == [3, 6, 9, 10]
+    assert [line["step"] for line in lines if "valid_loss" in line] == [4, 8, 10]
+    logged = [line for line in lines if "loss" in line]
+    assert [line["learning_rate"] for line in logged] == pytest.approx([2e-3, 2e-3, 1e-3, 5e-4])
+    for line in logged:
+        assert line["peak_fraction"] == pytest.approx(line["tokens_per_s"] * 1e4 / 1e9)
+    times = [line["time_s"] for line in lines]
+    assert 0 < times[0] and times == sorted(times) and times[-1] <= outcome.train_time_s
+    assert lines[-1]["tokens"] == outcome.tokens
+
+
+class Replanner:
+    """Plans anew, and remembers being asked."""
+
+    def __init__(self, steps: int | None) -> None:
+        self.steps = steps
+        self.asked: list[tuple[int, float, float]] = []
+
+    def __call__(self, step: int, step_time_s: float, time_s: float) -> int | None:
+        self.asked.append((step, step_time_s, time_s))
+        return self.steps
+
+
+@pytest.mark.parametrize("steps", [10, 14, 24])
+def test_the_rest_is_planned_anew_once(tmp_path, steps):
+    replan = Replanner(steps)
+    trainer = make_trainer(tmp_path, steps=16, replan=replan)
+    outcome = trainer.run()
+    assert outcome.steps == trainer.training.steps == steps
+    ((step, step_time_s, time_s),) = replan.asked
+    assert step == 8 and 0 < step_time_s <= time_s
+    events = [event for event in journal.read(trainer.folder.events) if event["kind"] == "replan"]
+    assert [(event["step"], event["steps"]) for event in events] == [(8, steps)]
+    last = journal.read(trainer.folder.metrics)[-1]
+    assert last["step"] == steps and "valid_loss" in last
+    assert (trainer.folder.checkpoints / f"step-{steps:06d}").is_dir()
+
+
+@pytest.mark.parametrize("steps", [None, 16])
+def test_a_plan_that_stands_is_no_event(tmp_path, steps):
+    trainer = make_trainer(tmp_path, steps=16, replan=Replanner(steps))
+    assert trainer.run().steps == 16
+    assert not [event for event in journal.read(trainer.folder.events) if event["kind"] == "replan"]
+
+
+def test_a_new_plan_survives_a_resume(tmp_path):
+    trainer = make_trainer(tmp_path / "a", steps=16, replan=Replanner(20), keep_checkpoints=9)
+    trainer.run()
+    saved = checkpoint.load(trainer.folder.checkpoints / "step-000012")
+    again = Replanner(99)
+    other = make_trainer(tmp_path / "b", 5, steps=16, replan=again)
+    other.resume(saved)
+    assert other.run().steps == 20
+    assert again.asked == []
+    assert digest(other.model.state_dict()) == digest(trainer.model.state_dict())
+
+
+def test_a_resume_before_the_speed_is_known_still_plans_anew(tmp_path):
+    trainer = make_trainer(tmp_path / "a", steps=16, keep_checkpoints=9)
+    trainer.run()
+    other = make_trainer(tmp_path / "b", 5, steps=16, replan=Replanner(11))
+    other.resume(checkpoint.load(trainer.folder.checkpoints / "step-000004"))
+    assert other.run().steps == 11
+
+
+def copies(count: int, seed: int, words: int, length: int) -> EncodedPairs:
+    rows = np.random.default_rng(seed).integers(FIRST, FIRST + words, (count, length)).tolist()
+    return EncodedPairs(ragged(rows), ragged(rows), PAD, BOS, EOS)
+
+
+def test_it_learns_to_copy(tmp_path):
+    """Whoever doesn't look at the source pays log(words) for each word and at best nothing for the end."""
+    words, length = 12, 3
+    batches = PairBatches(copies(4000, 0, words, length), 16, 512, 0)
+    trainer = make_trainer(
+        tmp_path,
+        shape=make_shape(dim=32, num_heads=2, head_dim=16, ffn_dim=64, vocab_size=FIRST + words, position="learned"),
+        batches=batches,
+        valid=PairBatches(copies(200, 1, words, length), 16, 512, 0, batches),
+        steps=150,
+        learning_rate=1e-2,
+        embedding_learning_rate=1e-2,
+        eval_every=1000,
+        checkpoint_every=1000,
+        log_every=1000,
+    )
+    blind = length * math.log(words) / (length + 1)
+    assert trainer.run().valid_loss < blind / 4
+
+
+def test_workers_are_as_many_as_divide_both_threads_and_micro_batches(tmp_path):
+    def count(device: str = "cpu", **changes: Any) -> int:
+        return worker_count(make_trainer(tmp_path, **changes).training, torch.device(device))
+
+    assert [count(threads=threads, accumulation=3) for threads in (1, 2, 3, 6)] == [1, 1, 3, 3]
+    assert count(threads=4, accumulation=2) == 2
+    assert count("cuda", threads=4, accumulation=2) == 1
+
+
+def test_one_bf16_step_is_near_the_fp32_one(tmp_path):
+    rest: dict[str, Any] = {"batches": Given(*micro_batches(11)), "clip_norm": 0.0}
+    low = gradients_of_a_step(make_trainer(tmp_path / "a", precision="bf16", **rest))
+    high = gradients_of_a_step(make_trainer(tmp_path / "b", **rest))
+    assert all(gradient.dtype == torch.float32 for gradient in low)
+    joined = [torch.cat([gradient.flatten() for gradient in each]) for each in (low, high)]
+    assert F.cosine_similarity(*joined, dim=0) > 0.99
+    assert not torch.equal(*joined)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_eager_loss(tmp_path):
+    losses = {}
+    for compiled in (False, True):
+        trainer = make_trainer(tmp_path / str(compiled), compile=compiled, steps=6)
+        losses[compiled] = [step.loss for step in trainer.steps()]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+def test_the_model_folder_and_state_hold_no_pickle(tmp_path):
+    trainer = make_trainer(tmp_path, reconstruct_weight=0.5, ema_decay=0.9)
+    trainer.run()
+    files = {path.name for path in (trainer.folder.checkpoints / "step-000012").iterdir()}
+    groups = {"model", "optimizer", "best", "average", "random"}
+    assert files == {f"{group}.safetensors" for group in groups} | {"state.json", "manifest.json"}
+    state = json.loads((trainer.folder.checkpoints / "step-000012" / "state.json").read_text())
+    assert state["step"] == 12 and state["steps"] == 12
+
+
+def test_a_finished_run_that_is_resumed_gives_its_best_model_again(tmp_path):
+    trainer = told(tmp_path / "a", (2.0, 1.0, 3.0))
+    outcome = trainer.run()
+    other = make_trainer(tmp_path / "b", 7)
+    other.resume(checkpoint.load(trainer.folder.checkpoints / "step-000012"))
+    again = other.run()
+    assert (again.steps, again.tokens, again.best_step, again.valid_loss) == (12, outcome.tokens, 8, 1.0)
+    assert digest(other.model.state_dict()) == digest(trainer.model.state_dict())
+
+
+def test_a_twin_shares_the_weights(tmp_path):
+    trainer = make_trainer(tmp_path, accumulation=2, threads=2)
+    model, twin = trainer.workers.models
+    assert isinstance(twin, Transformer) and twin is not model
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert one.data_ptr() == other.data_ptr()
+    assert twin.head.weight is twin.embed.tokens.weight
+    pairs = PairBatches(make_pairs(), 16, 48, 0)
+    batch = pairs.batch(pairs.order(0)[0])
+    assert Translate().loss(model, batch, trainer.objective).plain == Translate().loss(
+        twin, batch, trainer.objective
+    ).plain

@@ -93,8 +93,10 @@ class TokenHead(nn.Module):
         """
         labels = labels.flatten()
         rows = (labels != IGNORE).nonzero()[:, 0]
-        states, wanted = hidden.flatten(0, -2)[rows], labels[rows]
-        return _TokenLoss.apply(states, self.weight, self.bias, wanted, smoothing)
+        states = hidden.flatten(0, -2)[rows]
+        # Asked here, since inside a Function the answer is always no.
+        needs_grad = torch.is_grad_enabled()
+        return _TokenLoss.apply(states, self.weight, self.bias, labels[rows], smoothing, needs_grad)
 
 
 class Reconstruction(nn.Module):

@@ -119,6 +119,7 @@ def _lead(record: Record) -> str:
     if results and results.train_time_s:
         words.append(f"in {seconds(results.train_time_s)}")
     if record.compression:
+        words[-1] += ","
         words.append(f"then compressed ({record.compression.scheme})")
     return " ".join(words)
 
@@ -154,7 +155,7 @@ def _compression_cards(compression: Compression) -> Iterator[Card]:
     yield Card("size on disk", quantity(after.size_bytes, "bytes"), ratio)
     if before.latency_p50_s and after.latency_p50_s:
         ratio = tables.times(before.latency_p50_s, after.latency_p50_s, *tables.SPEED)
-        yield Card("latency, one text", seconds(after.latency_p50_s), ratio)
+        yield Card("latency p50", seconds(after.latency_p50_s), ratio)
 
 
 def _predicted(record: Record, name: str) -> str:

@@ -113,15 +113,15 @@ def _accumulation(batch_tokens: int, threads: int) -> int:
 
 
 def _refuse_tiny(time_s: float, prepared: Prepared, machine: Machine, draft: Training) -> None:
-    """Refuse a budget that the smallest model's first step does not fit, before anything is trained."""
+    """Refuse a budget that even a hopeful estimate of the smallest model's step does not fit, before any training."""
     facts = prepared.facts
     smallest = search.build(facts, prepared.run.model, 128, 2 * (facts.task == "translate"), 2)
     batch = facts.batch(draft.batch_tokens / draft.accumulation)
-    needed_s = step_time(smallest, batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
-    if time_s < 4 * needed_s:
+    step_s = step_time(smallest, batch, machine, draft.precision, draft.optimizer, draft.accumulation).estimate()
+    if time_s < step_s.p10:
         raise BudgetError(
-            f"budget: {show_time(max(time_s, 0))} are left once the data is read, and one step of the smallest model, "
-            f"with its validation and checkpoint, takes about {show_time(4 * needed_s)}: raise the budget"
+            f"budget: {show_time(max(time_s, 0))} are left once the data is read, and one step of the smallest model "
+            f"takes about {show_time(step_s.p50)}: raise the budget"
         )
 
 

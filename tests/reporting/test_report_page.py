@@ -91,6 +91,7 @@ def test_a_compressed_run_tells_its_parents_story_too(run: RunFolder, compressed
     text = shown.text()
     for piece in (
         f"Compressed from {run.path}",
+        "in 7m41s, then compressed (int8 dynamic)",
         "22.71 compressed",
         "4.86 MB 3.87× smaller",
         "48.8 ms 1.46× faster",
@@ -108,6 +109,16 @@ def test_lines_copied_from_the_parent_are_told_once(run: RunFolder, compressed: 
     for line in journal.read(run.ledger):
         journal.append(compressed.ledger, line)
     assert "predictions kept 6 of 7" in outline(compressed).text()
+
+
+def test_a_text_model_has_prompts_and_bits_per_byte(run: RunFolder) -> None:
+    run.write_plan(run.read_plan().model_copy(update={"task": "generate"}))
+    sample = {"source": "Package: ", "reference": "", "output": "a small editor"}
+    (run.path / "results.json").write_text(json.dumps({"metrics": {"bits_per_byte": 1.2345}, "samples": [sample]}))
+    text = outline(run).text()
+    assert "bits per byte 1.234" in text
+    assert "prompt Package: output a small editor" in text
+    assert "text generation" in text
 
 
 def test_a_moved_compressed_run_finds_its_parent_beside_it(compressed: RunFolder) -> None:

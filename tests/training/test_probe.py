@@ -1,12 +1,15 @@
 """Probe runs: a trainer that takes some steps and leaves no trace."""
 
 import itertools
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from training_fakes import digest, make_trainer
 
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.training.probe import LEAST_STEPS, POINTS, probe
+from chinchilla.training.trainer import Step
 
 
 @pytest.fixture
@@ -49,17 +52,20 @@ def test_a_probe_is_a_run_cut_short(bare, tmp_path):
 
 def test_a_long_probe_gives_means_over_neighbouring_steps(bare, monkeypatch):
     clock = itertools.count()
-    monkeypatch.setattr("chinchilla.training.probe.time.perf_counter", lambda: float(next(clock)))
-    losses = []
-    taken = bare.steps
-    monkeypatch.setattr(bare, "steps", lambda: (losses.append((bare.progress.tokens, s.loss)) or s for s in taken()))
-    steps = 3 * POINTS
-    # The trainer reads the same clock twice a step.
-    result = probe(bare, 3.0 * steps - 2)
-    assert result.steps == steps == len(losses)
-    expected = [losses[start : start + 3] for start in range(0, steps, 3)]
+    monkeypatch.setattr("chinchilla.training.probe.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    seen, take, steps = [], bare.steps, 3 * POINTS
+
+    def watched() -> Iterator[Step]:
+        for step in take():
+            seen.append((bare.progress.tokens, step.loss))
+            yield step
+
+    monkeypatch.setattr(bare, "steps", watched)
+    result = probe(bare, steps)
+    assert result.steps == steps == len(seen)
+    expected = [seen[start : start + 3] for start in range(0, steps, 3)]
     assert len(result.curve) == POINTS
     for (tokens, loss), group in zip(result.curve, expected, strict=True):
         assert tokens == pytest.approx(sum(each for each, _ in group) / 3)
         assert loss == pytest.approx(sum(each for _, each in group) / 3)
-    assert result.step_time_s == 3.0
+    assert result.step_time_s == 1.0

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_fakes import digest, make_shape, make_trainer
+from training_fakes import digest, make_pairs, make_shape, make_trainer
 
 from chinchilla.data.batches import TextBatches
 from chinchilla.data.encode import EncodedDocuments
@@ -19,14 +19,10 @@ NOISY: dict[str, Any] = {"dropout": 0.2, "accumulation": 2, "keep_checkpoints": 
 
 def lines_after(trainer: Trainer, step: int) -> list[dict[str, Any]]:
     lines = journal.read(trainer.folder.metrics)
-    return [
-        {name: value for name, value in line.items() if name not in TIMES} for line in lines if line["step"] > step
-    ]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines if line["step"] > step]
 
 
 def text_batches() -> TextBatches:
-    from training_fakes import make_pairs
-
     return TextBatches(EncodedDocuments(make_pairs(80).source, 1, 2), 16, 48, 0)
 
 

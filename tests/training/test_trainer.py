@@ -234,7 +234,7 @@ def test_the_journal_has_every_step_and_validation(tmp_path):
     for line in logged:
         assert line["peak_fraction"] == pytest.approx(line["tokens_per_s"] * 1e4 / 1e9)
     times = [line["time_s"] for line in lines]
-    assert 0 < times[0] and times == sorted(times) and times[-1] <= outcome.train_time_s
+    assert times[0] > 0 and times == sorted(times) and times[-1] <= outcome.train_time_s
     assert lines[-1]["tokens"] == outcome.tokens
 
 
@@ -374,6 +374,7 @@ def test_a_twin_shares_the_weights(tmp_path):
     assert twin.head.weight is twin.embed.tokens.weight
     pairs = PairBatches(make_pairs(), 16, 48, 0)
     batch = pairs.batch(pairs.order(0)[0])
-    assert Translate().loss(model, batch, trainer.objective).plain == Translate().loss(
-        twin, batch, trainer.objective
-    ).plain
+    assert (
+        Translate().loss(model, batch, trainer.objective).plain
+        == Translate().loss(twin, batch, trainer.objective).plain
+    )

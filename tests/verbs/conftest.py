@@ -17,7 +17,7 @@ GERMAN = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "a
 @pytest.fixture(scope="session")
 def small_machine():
     """This machine, really measured, at two small products."""
-    return measure([(256, 32, 64), (512, 64, 64)], threads=1)
+    return measure([(1024, 64, 256), (2048, 256, 256)], threads=1)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ DATA, USAGE, BUDGET, FAULT = 3, 2, 4, 5
 
 def files(folder):
     """Broken data files by name."""
-    good = "one\teins\ntwo\tzwei\n" * 20
+    good = "".join(f"word {number}\twort {number}\n" for number in range(40))
     contents = {
         "empty.tsv": b"",
         "one_column.tsv": b"one\ntwo\nthree\n",

@@ -1,6 +1,5 @@
 """Micro-batches of token ids. Which rows stand in which batch is a pure function of (seed, epoch, index)."""
 
-import logging
 from typing import Protocol
 
 import numpy as np
@@ -13,8 +12,6 @@ from chinchilla.data.packing import POOL, Rows, best_fit, joined, row_lens
 
 IGNORED = -100
 """The label of a position that has none."""
-
-log = logging.getLogger("chinchilla")
 
 
 class Batches(Protocol):
@@ -49,7 +46,7 @@ class PairBatches:
     `target_segments` (B, T) int64, numbering the pairs of a row from 1, 0 at padding.
 
     The shorter side of a row has `max_len` positions, the other more, in the proportion of the data. Pairs that fit no
-    row are left out, and how many is logged. Each epoch shuffles the pairs, packs them anew (best fit, longest first,
+    row are left out; `left_out` counts them. Each epoch shuffles the pairs, packs them anew (best fit, longest first,
     in pools of 8,192) and shuffles the rows; the last batch is filled up with empty rows. Batches `like` others have
     the same row lengths, whatever their own data's proportion.
     """
@@ -69,8 +66,7 @@ class PairBatches:
         self._fitting = np.flatnonzero((lengths <= np.array(self.row_lens)[:, None]).all(axis=0))
         if len(self._fitting) == 0:
             raise DataError(f"there is no pair of at most max_len = {max_len} tokens to learn from")
-        if long := lengths.shape[1] - len(self._fitting):
-            log.warning("left out %d of %d pairs longer than max_len = %d tokens", long, lengths.shape[1], max_len)
+        self.left_out = lengths.shape[1] - len(self._fitting)
         self._lengths = lengths
         filling = 0.95
         self.num_rows = max(1, round(batch_tokens / (filling * self.row_lens[1])))

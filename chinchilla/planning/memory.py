@@ -99,16 +99,14 @@ def memory(
 def _logits(shape: Shape, batch: Batch, precision: Precision) -> int:
     """What lives while a piece of the logits does, beside what is saved: `models.head`, loop by loop.
 
-    A piece is there as logits and as chances (fp32), in bf16 also as rounded gradients, and lives on until the next
-    piece takes its place.
+    A piece is there as logits and as chances (fp32), in bf16 also as rounded gradients, and goes before the next comes.
     """
-    first = min(PIECE_TOKENS, batch.loss_rows)
-    piece, following = (rows * shape.vocab_size for rows in (first, min(PIECE_TOKENS, batch.loss_rows - first)))
+    piece = min(PIECE_TOKENS, batch.loss_rows) * shape.vocab_size
     table = shape.vocab_size * shape.dim
     states = BYTES[precision] * (batch.loss_rows + (batch.target_rows or batch.source_rows)) * shape.dim
     if precision == "bf16":
-        return states + 2 * table + max(8 * piece + 6 * table, 10 * piece, 6 * piece + 10 * following)
-    return states + FP32 * (2 * piece + max(following, table))
+        return states + 2 * table + max(8 * piece + 6 * table, 10 * piece)
+    return states + FP32 * (2 * piece + table)
 
 
 def _backward(

@@ -22,7 +22,7 @@ from chinchilla.planning.memory import memory
 
 DIMS = (128, 192, 256, 320, 384, 512, 640, 768)
 LAYERS = (2, 3, 4, 6, 8)
-ASPECT = (32, 128)
+ASPECT = (60, 128)
 """Channels a layer of a stack: outside this a model is needlessly deep or flat."""
 
 LARGE_DIMS = tuple(range(256, 16_384 + 1, 128))
@@ -148,12 +148,12 @@ def typical_params(flops: float) -> float:
 
 
 def near(shapes: Sequence[Shape], wanted: float, most: int) -> list[Shape]:
-    """The `most` shapes nearest to `wanted` parameters, half and twice, a quarter and four times; smallest first."""
+    """The `most` shapes nearest to `wanted` parameters and to steps of 1.6 below and above it; smallest first."""
     chosen: list[Shape] = []
-    for factor in (1.0, 0.5, 2.0, 0.25, 4.0)[:most]:
+    for power in (0, -1, 1, -2, 2)[:most]:
         left = [shape for shape in shapes if shape not in chosen]
         if left:
-            chosen.append(min(left, key=lambda shape: abs(math.log(num_params(shape) / (wanted * factor)))))
+            chosen.append(min(left, key=lambda shape: abs(math.log(num_params(shape) / (wanted * 1.6**power)))))
     return sorted(chosen, key=num_params)
 
 

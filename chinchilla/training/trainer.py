@@ -114,6 +114,7 @@ class Trainer:
         except FaultError as error:
             self.folder.log_event("fault", step=self.progress.step, why=str(error))
             raise
+        self.progress.time_s = time.perf_counter() - started
         self._load(self.best)
         return Outcome(
             steps=self.progress.step,

@@ -19,7 +19,7 @@ from chinchilla.planning import count, search
 from chinchilla.planning.machine import step_time
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, resident_bytes
 from chinchilla.verbs.prepare import Prepared, prepare
-from chinchilla.verbs.probes import Choice, choose
+from chinchilla.verbs.probes import PEAK_SHARE, Choice, choose, law_advice
 
 log = logging.getLogger("chinchilla")
 
@@ -28,11 +28,14 @@ Tell = Callable[[str], None]
 BATCH_TOKENS = 2048
 """Labelled tokens a step: small, so that a short run has many steps; Muon's work a step forbids much smaller ones."""
 
+LEARNING_RATE = 5e-3
+"""Peak rate of small models for runs of minutes: 3e-3 and 6e-3 did alike in trials (docs/training.md)."""
+
 LEAST_MICRO_TOKENS, MOST_MICRO_TOKENS = 1024, 8192
 """Labelled tokens that go through the model at one time: enough for the products' speed, few enough for the memory."""
 
-SMALL_DATA_TOKENS = 20_000_000
-"""Less data than this is seen often enough in a run for dropout to help."""
+DROPOUT_EPOCHS = 10
+"""Passes over the data from which dropout is worth its cost; below, it only slows learning down."""
 
 EVAL_SHARE = 0.03
 CHECKPOINT_SHARE = 0.02
@@ -53,8 +56,8 @@ def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
     prepared = prepare(run, tell)
     machine = measured_machine(run, tell)
     keep_freed_memory()
-    draft = _draft(run, machine, prepared)
     time_s = _time_budget(run, machine, begun)
+    draft = _draft(run, machine, prepared, time_s)
     _refuse_tiny(time_s, prepared, machine, draft)
     choice = choose(run, prepared, machine, draft, time_s, resident_bytes(), tell)
     release_freed_memory()
@@ -74,25 +77,28 @@ def _time_budget(run: Run, machine: Machine, begun: float) -> float:
     if run.budget.time is not None:
         return run.budget.time - (time.perf_counter() - begun)
     assert run.budget.flops is not None
-    return run.budget.flops / (0.3 * machine.flops_per_s(machine.fastest_precision()))
+    return run.budget.flops / (PEAK_SHARE * machine.flops_per_s(machine.fastest_precision()))
 
 
-def _draft(run: Run, machine: Machine, prepared: Prepared) -> Training:
+def _draft(run: Run, machine: Machine, prepared: Prepared, time_s: float) -> Training:
     """The settings that do not depend on the shape; steps and intervals are filled in at the end."""
     fixed = run.train
-    small = prepared.facts.unique_tokens < SMALL_DATA_TOKENS
-    batch_tokens = fixed.batch_tokens or BATCH_TOKENS
+    flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
+    epochs = flops / (6 * search.typical_params(flops)) / prepared.facts.unique_tokens
+    advice = law_advice(run, prepared, flops)
+    batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else BATCH_TOKENS)
+    rate = advice.learning_rate if advice else LEARNING_RATE
     defaults = {
         "optimizer": "muon",
-        "learning_rate": 3e-3,
-        "embedding_learning_rate": fixed.learning_rate or 4e-3,
+        "learning_rate": rate,
+        "embedding_learning_rate": fixed.learning_rate or rate,
         "weight_decay": 0.05,
         "schedule": "wsd",
         "warmup_steps": 40,
         "decay_fraction": 0.4,
         "clip_norm": 1.0,
         "label_smoothing": 0.1 if run.task == "translate" else 0.0,
-        "dropout": 0.1 if small else 0.0,
+        "dropout": 0.1 if epochs > DROPOUT_EPOCHS else 0.0,
         "ema_decay": 0.0,
         "precision": machine.fastest_precision(),
         "compile": False,
@@ -209,65 +215,47 @@ def _scheduled(
 def _decisions(
     run: Run, prepared: Prepared, machine: Machine, training: Training, choice: Choice, tokens: float
 ) -> list[Decision]:
+    """The plan's table; `key` is the setting in [train] that takes a decision out of the plan's hands."""
     facts, shape = prepared.facts, choice.shape
-
-    def line(name: str, value: str, key: str, reason: str) -> Decision:
-        given = getattr(run.train, key, None) if key else None
-        return Decision(name=name, value=value, reason="as the recipe says" if given is not None else reason)
-
-    layers = (
-        f"{shape.num_encoder_layers}+{shape.num_decoder_layers}"
-        if shape.num_encoder_layers
-        else str(shape.num_decoder_layers)
-    )
-    passes = "each text is a row" if facts.task == "generate" else "pairs packed in rows, so that every step is alike"
-    return [
-        line("model", f"{layers} layers of {shape.dim}, {show_count(count.num_params(shape))}", "", choice.reason),
-        line(
-            "norm",
-            shape.norm,
-            "",
-            "LayerNorm's kernel is 4× RMSNorm's on CPUs"
-            if shape.norm == "layer" and run.model.norm is None
-            else "as the recipe says",
+    layers = "+".join(str(number) for number in (shape.num_encoder_layers, shape.num_decoder_layers) if number)
+    rates = ", ".join(f"{name} {machine.flops_per_s(name) / 1e9:.0f}" for name in ("bf16", "fp32"))
+    epochs = f"{tokens / facts.unique_tokens:.3g} epochs of {show_count(facts.unique_tokens)}"
+    alike = "rows without padding" if facts.task == "generate" else "pairs packed in rows"
+    often = "the data is seen often" if training.dropout else "too few passes over the data for dropout to pay"
+    norm = "as the recipe says" if run.model.norm else "LayerNorm's kernel is 4× RMSNorm's on CPUs"
+    rows = (
+        # name, value, key, why
+        ("model", f"{layers} layers of {shape.dim}, {show_count(count.num_params(shape))}", "", choice.reason),
+        ("norm", shape.norm, "", norm),
+        ("vocabulary", f"{facts.vocab_size:,}", "", f"{facts.bytes_per_token:.3g} bytes a token here"),
+        ("steps", f"{training.steps:,}", "steps", "what the budget holds at the measured speed"),
+        ("tokens", show_count(tokens), "", epochs),
+        (
+            "batch",
+            f"{training.batch_tokens:,} tokens",
+            "batch_tokens",
+            f"many steps in little time; {alike}, all alike",
         ),
-        line("vocabulary", f"{facts.vocab_size:,}", "", f"{facts.bytes_per_token:.3g} bytes a token here"),
-        line("steps", f"{training.steps:,}", "steps", "what the budget holds at the measured speed"),
-        line(
-            "tokens",
-            show_count(tokens),
-            "",
-            f"{tokens / facts.unique_tokens:.3g} epochs of {show_count(facts.unique_tokens)}",
-        ),
-        line("batch", f"{training.batch_tokens:,} tokens", "batch_tokens", f"full speed of products; {passes}"),
-        line(
-            "optimizer", training.optimizer, "optimizer", "Muon for matrices reaches a loss in fewer steps than AdamW"
-        ),
-        line(
-            "learning rate",
-            f"{training.learning_rate:g}",
-            "learning_rate",
-            "rule of thumb at this scale, tried in bench/; the Step Law's range begins 100× above",
-        ),
-        line(
+        ("optimizer", training.optimizer, "optimizer", "Muon for matrices, AdamW for the rest: fewer steps to a loss"),
+        ("learning rate", f"{training.learning_rate:.3g}", "learning_rate", choice.rate_reason),
+        (
             "schedule",
             f"{training.schedule}, last {training.decay_fraction:.0%} decays to 0",
             "schedule",
             "can be planned anew without losing what was trained",
         ),
-        line(
+        (
             "regularisation",
             f"dropout {training.dropout:g}, label smoothing {training.label_smoothing:g}",
             "dropout",
-            "data is seen more than once" if training.dropout else "fresh data regularises",
+            often,
         ),
-        line(
-            "precision",
-            training.precision,
-            "precision",
-            "measured GFLOP/s: "
-            + ", ".join(f"{name} {machine.flops_per_s(name) / 1e9:.0f}" for name in ("bf16", "fp32")),
-        ),
-        line("compile", "yes" if training.compile else "no", "compile", choice.compile_reason),
-        line("peak memory", show_bytes(choice.memory.p50), "", "this process, the model's state and one micro-batch"),
+        ("precision", training.precision, "precision", f"measured GFLOP/s: {rates}"),
+        ("compile", "yes" if training.compile else "no", "compile", choice.compile_reason),
+        ("peak memory", show_bytes(choice.memory.p50), "", "this process, the model's state, a step's micro-batches"),
+    )
+    said = {name for name, value in run.train.model_dump().items() if value is not None}
+    return [
+        Decision(name=name, value=value, reason="as the recipe says" if key in said else why)
+        for name, value, key, why in rows
     ]

@@ -22,13 +22,13 @@ from chinchilla.tasks.translate import Translate
 
 log = logging.getLogger("chinchilla")
 
-VOCAB_SIZE = 8000
-"""Of a tokenizer trained on the data, unless the recipe says otherwise; small data gives fewer."""
+VOCAB_SIZE, SMALL_VOCAB_SIZE, SMALL_TEXT = 8000, 4000, 10_000_000
+"""Tokens of a tokenizer trained on the data; fewer below so many characters, so that each is seen often enough."""
 
 ROW_LENS = (64, 96, 128, 192, 256, 384, 512)
 """Rows of packed pairs: the shortest that holds nearly all pairs, since attention grows with the row."""
 
-FITTING = 0.995
+FITTING = 0.99
 TEXT_LEN = 256
 
 Encoded = EncodedPairs | EncodedDocuments
@@ -110,7 +110,12 @@ def _tokenizer(run: Run, split: Split[Any]) -> Tokenizer:
     if run.tokenizer.file is not None:
         return Tokenizer.load(run.tokenizer.file)
     words: Iterable[str] = (text for example in split.train for text in texts(example))
-    return Tokenizer.train(words, run.tokenizer.kind, run.tokenizer.vocab_size or VOCAB_SIZE)
+    return Tokenizer.train(words, run.tokenizer.kind, run.tokenizer.vocab_size or _vocab_size(split))
+
+
+def _vocab_size(split: Split[Any]) -> int:
+    characters = sum(len(text) for example in split.train for text in texts(example))
+    return SMALL_VOCAB_SIZE if characters < SMALL_TEXT else VOCAB_SIZE
 
 
 def _lengths(encoded: Encoded) -> NDArray[np.int64]:
@@ -143,6 +148,8 @@ def _facts(run: Run, tokenizer: Tokenizer, train: Encoded, row_len: int, split: 
     sample = [texts(example)[-1] for _, example in zip(range(2000), split.train, strict=False)]
     tokens = sum(len(ids) + 1 for ids in tokenizer.encode_batch(sample))
     if isinstance(batches, PairBatches):
+        if batches.left_out:
+            log.warning("left out %d training pairs longer than %d tokens", batches.left_out, row_len)
         source_len, target_len = batches.row_lens
     else:
         source_len, target_len = 0, row_len

@@ -17,6 +17,7 @@ from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning import count, halving, search
+from chinchilla.planning.hparams import Advice
 from chinchilla.planning.laws import BESIROGLU, law_loss
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.memory import memory
@@ -28,6 +29,9 @@ from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.prepare import Prepared
 
 log = logging.getLogger("chinchilla")
+
+PEAK_SHARE = 0.1
+"""Share of the measured matrix-product peak that small models reach on CPUs, roughly."""
 
 PROBE_SHARE = 0.08
 """Share of a time budget that probe runs may take."""
@@ -54,6 +58,7 @@ class Choice:
     probes: tuple[Probe, ...]
     reason: str
     compile_reason: str
+    rate_reason: str
     curve: tuple[tuple[float, float], ...]
     valid_loss: float | None
     unique_tokens: int
@@ -62,9 +67,7 @@ class Choice:
         """Validation loss after `tokens` tokens, in nats a token."""
         num_params = count.num_params(self.shape)
         if self.curve:
-            return halving.predict_loss(
-                self.curve, num_params, tokens, self.unique_tokens, valid_loss=self.valid_loss
-            )
+            return halving.predict_loss(self.curve, num_params, tokens, self.unique_tokens, valid_loss=self.valid_loss)
         return law_loss(BESIROGLU, num_params, tokens, self.unique_tokens)
 
 
@@ -94,7 +97,7 @@ def choose(
     Raises:
         BudgetError: no shape fits the limits.
     """
-    flops = run.budget.flops or time_s * 0.3 * machine.flops_per_s(draft.precision)
+    flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(draft.precision)
     if search.law_holds(flops):
         return _by_law(flops, run, prepared, machine, draft, process_bytes)
     shapes = search.candidates(
@@ -114,6 +117,13 @@ def choose(
     return _by_probes(shapes, probe_s, prepared, machine, draft, time_s, process_bytes, tell)
 
 
+def law_advice(run: Run, prepared: Prepared, flops: float) -> Advice | None:
+    """Learning rate and batch by the Step Law, where the budget is one that a law holds for."""
+    if not search.law_holds(flops):
+        return None
+    return search.law_plan(flops, prepared.facts, run.model, run.limits).advice
+
+
 def _by_law(
     flops: float, run: Run, prepared: Prepared, machine: Machine, draft: Training, process_bytes: int
 ) -> Choice:
@@ -129,6 +139,7 @@ def _by_law(
         probes=(),
         reason="; ".join(f"{line.name} {line.value}: {line.reason}" for line in found.decisions[:2]),
         compile_reason="off unless the recipe says so",
+        rate_reason=f"{found.advice.reason} (Muon's updates are scaled to AdamW's size)",
         curve=(),
         valid_loss=None,
         unique_tokens=prepared.facts.unique_tokens,
@@ -153,7 +164,7 @@ def _by_probes(
 ) -> Choice:
     """Successive halving over the shapes; a single shape is only timed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    alive = [_Candidate(shape, _trainer(shape, prepared, draft, device)) for shape in shapes]
+    everyone = alive = [_Candidate(shape, _trainer(shape, prepared, draft, device)) for shape in shapes]
     seen: list[Probe] = []
     rounds = halving.rounds(len(alive), probe_s) or (halving.Round(1, min(probe_s, LEAST_PROBE_S), 1),)
     for number, stage in enumerate(rounds, start=1):
@@ -166,6 +177,9 @@ def _by_probes(
         alive = [candidate for result in kept for candidate in alive if candidate.shape == result.shape]
     best = alive[0]
     compiled, compile_reason = _compiled(best, prepared, machine, draft, time_s, device, tell)
+    valid_loss = best.trainer.valid_loss()
+    for candidate in everyone:
+        candidate.trainer.workers.close()
     return Choice(
         shape=best.shape,
         compile=compiled is not None or draft.compile,
@@ -174,8 +188,9 @@ def _by_probes(
         probes=tuple(seen),
         reason=_reason(seen, len(shapes)),
         compile_reason=compile_reason,
+        rate_reason="rule of thumb for runs of minutes (docs/planning.md); the Step Law's range begins 100× above",
         curve=tuple(best.curve),
-        valid_loss=best.trainer.valid_loss(),
+        valid_loss=valid_loss,
         unique_tokens=prepared.facts.unique_tokens,
     )
 

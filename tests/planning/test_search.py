@@ -21,7 +21,9 @@ from chinchilla.planning.search import (
     interval,
     law_holds,
     law_plan,
+    near,
     num_steps,
+    typical_params,
 )
 
 MACHINE = Machine(
@@ -88,11 +90,27 @@ def test_one_fixed_side_leaves_the_other_open() -> None:
 @pytest.mark.parametrize("time_s", [60, 480, 3600, 36_000])
 def test_candidates_would_see_a_sensible_number_of_tokens(time_s: float) -> None:
     shapes = candidates(HELP, MACHINE, Limits(), Model(), time_s, "fp32", "muon")
-    assert 1 <= len(shapes) <= 6
+    assert shapes
     assert [num_params(s) for s in shapes] == sorted(num_params(s) for s in shapes)
     for shape in shapes if len(shapes) > 1 else []:
         tokens = expected_tokens(shape, HELP, MACHINE, time_s, "fp32", "muon")
         assert min(HELP.unique_tokens, num_params(shape)) <= tokens <= 40 * HELP.unique_tokens
+
+
+def test_near_keeps_the_shapes_around_the_wanted_size() -> None:
+    shapes = candidates(HELP, MACHINE, Limits(), Model(), 3600, "fp32", "muon")
+    counts = [num_params(shape) for shape in near(shapes, 6e6, 3)]
+    assert counts == sorted(counts)
+    assert len(set(counts)) == 3
+    assert min(counts) < 6e6 < max(counts)
+    nearest = min((num_params(shape) for shape in shapes), key=lambda count: abs(math.log(count / 6e6)))
+    assert nearest in counts
+    assert near(shapes[:1], 6e6, 3) == shapes[:1]
+
+
+def test_the_rule_of_thumb_grows_with_the_budget() -> None:
+    assert typical_params(1e14) == pytest.approx(5e6)
+    assert typical_params(1e14) < typical_params(1e16) < 1e16**0.5
 
 
 def test_more_time_allows_larger_models() -> None:

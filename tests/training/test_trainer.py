@@ -20,6 +20,7 @@ from training_fakes import (
     make_shape,
     make_trainer,
     ragged,
+    weights,
 )
 
 from chinchilla.config.errors import FaultError
@@ -122,11 +123,11 @@ def test_the_validation_loss_is_the_mean_over_tokens_without_dropout(tmp_path):
 
 def test_the_average_is_an_exponential_one_with_a_short_memory_at_first(tmp_path):
     trainer = make_trainer(tmp_path, ema_decay=0.8, steps=60)
-    average = {name: tensor.double() for name, tensor in trainer.model.state_dict().items()}
+    average = {name: tensor.double() for name, tensor in weights(trainer.model).items()}
     decays = []
     for number, _ in enumerate(trainer.steps()):
         decays.append(min(0.8, (1 + number) / (10 + number)))
-        for name, tensor in trainer.model.state_dict().items():
+        for name, tensor in weights(trainer.model).items():
             average[name] = decays[-1] * average[name] + (1 - decays[-1]) * tensor.double()
     assert decays[0] == 0.1 and decays[-1] == 0.8
     assert trainer.average is not None
@@ -160,7 +161,7 @@ def test_the_final_model_is_the_one_that_did_best_on_the_validation_data(tmp_pat
     assert (outcome.valid_loss, outcome.best_step, outcome.steps) == (1.5, 8, 12)
     saved = {step: checkpoint.load(trainer.folder.checkpoints / f"step-{step:06d}") for step in (8, 12)}
     group = "average" if ema_decay else "model"
-    assert digest(trainer.model.state_dict()) == digest(saved[8].tensors[group])
+    assert digest(weights(trainer.model)) == digest(saved[8].tensors[group])
     assert digest(saved[12].tensors["best"]) == digest(saved[8].tensors[group])
     assert digest(saved[12].tensors["model"]) != digest(saved[8].tensors["model"])
 
@@ -171,7 +172,7 @@ def test_a_validation_leaves_the_training_weights_alone(tmp_path):
     for _ in other.steps():
         pass
     last = checkpoint.load(trainer.folder.checkpoints / "step-000012")
-    assert digest(last.tensors["model"]) == digest(other.model.state_dict())
+    assert digest(last.tensors["model"]) == digest(weights(other.model))
 
 
 class Breaking(Translate):
@@ -199,7 +200,7 @@ def test_a_loss_that_is_no_number_is_a_fault_and_spoils_nothing(tmp_path, gradie
     with pytest.raises(FaultError, match=rf"{what} after 6 steps; train anew with a lower train.learning_rate"):
         trainer.run()
     assert trainer.progress.best_step == 4
-    assert all(tensor.isfinite().all() for tensor in (*trainer.best.values(), *trainer.model.state_dict().values()))
+    assert all(tensor.isfinite().all() for tensor in (*trainer.best.values(), *trainer.model.parameters()))
     (saved,) = trainer.folder.checkpoints.iterdir()
     assert saved.name == "step-000004"
     event = journal.read(trainer.folder.events)[-1]
@@ -281,7 +282,7 @@ def test_a_new_plan_survives_a_resume(tmp_path):
     other.resume(saved)
     assert other.run().steps == 20
     assert again.asked == []
-    assert digest(other.model.state_dict()) == digest(trainer.model.state_dict())
+    assert digest(weights(other.model)) == digest(weights(trainer.model))
 
 
 def test_a_resume_before_the_speed_is_known_still_plans_anew(tmp_path):
@@ -362,7 +363,7 @@ def test_a_finished_run_that_is_resumed_gives_its_best_model_again(tmp_path):
     other.resume(checkpoint.load(trainer.folder.checkpoints / "step-000012"))
     again = other.run()
     assert (again.steps, again.tokens, again.best_step, again.valid_loss) == (12, outcome.tokens, 8, 1.0)
-    assert digest(other.model.state_dict()) == digest(trainer.model.state_dict())
+    assert digest(weights(other.model)) == digest(weights(trainer.model))
 
 
 def test_a_twin_shares_the_weights(tmp_path):

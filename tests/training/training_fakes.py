@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chinchilla.config.plan import Training
 from chinchilla.config.shape import Shape
@@ -126,6 +126,11 @@ def make_trainer(folder: Path, model_seed: int = 0, shape: Shape | None = None, 
         }
         | own
     )
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's weights by name, tied ones once, as checkpoints hold them."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def digest(tensors: dict[str, Tensor]) -> str:

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 PIECE_TOKENS = 512
 """Positions whose logits exist at one time; 512 × 8,192 in bf16 stays inside a core's cache."""
 
+ROUND_TOKENS = 128
+"""Labelled positions are filled up to a multiple of this."""
+
 IGNORE = -100
 """The label of a position that carries no loss."""
 
@@ -26,6 +29,7 @@ class _TokenLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor,
+        count: int,
         smoothing: float,
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -43,15 +47,17 @@ class _TokenLoss(torch.autograd.Function):
             if bias is not None:
                 logits = logits + bias
             chances = torch.log_softmax(logits, 1, dtype=torch.float32)
-            missed = -chances.gather(1, wanted[:, None]).sum()
+            real = max(0, count - start)
+            missed = -chances[:real].gather(1, wanted[:real, None]).sum()
             plain += missed
-            total += missed if not smoothing else (1 - smoothing) * missed - smoothing * chances.mean(1).sum()
+            total += missed if not smoothing else (1 - smoothing) * missed - smoothing * chances[:real].mean(1).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
             gradient = chances.exp_()
             if smoothing:
                 gradient -= smoothing / logits.shape[1]
             gradient.scatter_add_(1, wanted[:, None], gradient.new_full((len(wanted), 1), smoothing - 1))
+            gradient[real:] = 0
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
             lowered = gradient.to(low)
@@ -66,7 +72,7 @@ class _TokenLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, grad_plain: Tensor) -> Any:
         scaled = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
 def _autocast(x: Tensor) -> bool:
@@ -93,10 +99,14 @@ class TokenHead(nn.Module):
         """
         labels = labels.flatten()
         rows = (labels != IGNORE).nonzero()[:, 0]
-        states = hidden.flatten(0, -2)[rows]
+        # Filled up with rows that count for nothing: products of a new size are dear to prepare, so few sizes are used.
+        filling = rows.new_zeros(-len(rows) % ROUND_TOKENS)
+        chosen = torch.cat([rows, filling])
+        wanted = torch.cat([labels[rows], filling])
         # Asked here, since inside a Function the answer is always no.
         needs_grad = torch.is_grad_enabled()
-        return _TokenLoss.apply(states, self.weight, self.bias, labels[rows], smoothing, needs_grad)
+        states = hidden.flatten(0, -2)[chosen]
+        return _TokenLoss.apply(states, self.weight, self.bias, wanted, len(rows), smoothing, needs_grad)
 
 
 class Reconstruction(nn.Module):

@@ -230,6 +230,6 @@ class _Rows:
 
 def _head(shape: Shape, batch: Batch, size: int) -> Iterator[tuple[str, int]]:
     """The token loss keeps its gradients, ready made, instead of the logits."""
-    yield "ids", INT64 * batch.loss_rows
-    yield "gradients", size * batch.loss_rows * shape.dim
+    yield "ids", INT64 * batch.head_rows
+    yield "gradients", size * batch.head_rows * shape.dim
     yield "gradients", FP32 * shape.vocab_size * (shape.dim + (1 if shape.head_bias else 0))

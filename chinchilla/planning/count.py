@@ -17,6 +17,9 @@ Convention = Literal["matmul"]
 
 Side = Literal["encoder", "decoder"]
 
+ROUND_TOKENS = 128
+"""`models.head.ROUND_TOKENS`."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -47,8 +50,13 @@ class Batch:
 
     @property
     def loss_rows(self) -> int:
-        """Positions whose logits are made."""
+        """Positions that carry a loss."""
         return (self.target_rows or self.source_rows) if self.labelled is None else self.labelled
+
+    @property
+    def head_rows(self) -> int:
+        """Positions whose logits are made: those with a loss, filled up as `models.head` fills them."""
+        return -(-self.loss_rows // ROUND_TOKENS) * ROUND_TOKENS
 
 
 @dataclass(frozen=True)
@@ -212,7 +220,7 @@ def _products(shape: Shape, batch: Batch) -> Iterator[Product]:
         for side, _ in stacks(shape):
             rows = batch.masked_source if side == "encoder" else batch.masked_target
             yield Product(f"{side}_reconstruction.map", rows, shape.dim, shape.dim)
-    yield Product("head", batch.loss_rows, shape.dim, shape.vocab_size)
+    yield Product("head", batch.head_rows, shape.dim, shape.vocab_size)
 
 
 def _self_attention(name: str, shape: Shape, size: int, length: int, causal: bool) -> Iterator[Product]:

@@ -101,9 +101,9 @@ def _logits(shape: Shape, batch: Batch, precision: Precision) -> int:
 
     A piece is there as logits and as chances (fp32), in bf16 also as rounded gradients, and goes before the next comes.
     """
-    piece = min(PIECE_TOKENS, batch.loss_rows) * shape.vocab_size
+    piece = min(PIECE_TOKENS, batch.head_rows) * shape.vocab_size
     table = shape.vocab_size * shape.dim
-    states = BYTES[precision] * (batch.loss_rows + (batch.target_rows or batch.source_rows)) * shape.dim
+    states = BYTES[precision] * (batch.head_rows + (batch.target_rows or batch.source_rows)) * shape.dim
     if precision == "bf16":
         return states + 2 * table + max(8 * piece + 6 * table, 10 * piece)
     return states + FP32 * (2 * piece + table)
@@ -138,7 +138,7 @@ def _workspace(shape: Shape, batch: Batch, precision: Precision, part: str) -> i
     stream = BYTES[precision] * rows * shape.dim
     kind = part.rpartition(".")[2]
     if kind == "head":
-        return FP32 * shape.vocab_size * shape.dim + BYTES[precision] * batch.loss_rows * shape.dim
+        return FP32 * shape.vocab_size * shape.dim + BYTES[precision] * batch.head_rows * shape.dim
     if kind == "embed":
         return FP32 * shape.vocab_size * shape.dim + 2 * stream
     if kind == "norm":

@@ -11,7 +11,7 @@ import torch
 
 log = logging.getLogger("chinchilla")
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MOST = 2**31 - 1
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -26,6 +26,8 @@ def keep_freed_memory() -> None:
     if libc is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(_M_TRIM_THRESHOLD, _MOST)
+        # One arena for all threads: tensors are made in one thread and freed in another, and arenas would only grow.
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def release_freed_memory() -> None:

@@ -196,21 +196,16 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), [own[name].detach() for name in self.average], 1 - decay)
 
     def _validate(self) -> None:
-        weights = self.average or _copy(self.model)
-        kept = _copy(self.model) if self.average else None
-        if self.average:
-            self._load(self.average)
-        loss = self.valid_loss()
-        if kept is not None:
-            self._load(kept)
-        self._require_finite(loss, "validation loss")
-        progress = self.progress
+        kept = _copy(self.model) if self.average else {}
+        self._load(self.average or {})
+        progress, loss = self.progress, self.valid_loss()
+        if loss < progress.best_loss:
+            progress.best_loss, progress.best_step = loss, progress.step
+            self.best = _copy(self.model)
+        self._load(kept)
         self.folder.log_metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, valid_loss=loss)
         self._track({"valid_loss": loss})
         self.monitor.note(f"step {progress.step}: validation loss {loss:.4f} nats a token")
-        if loss < progress.best_loss:
-            progress.best_loss, progress.best_step = loss, progress.step
-            self.best = {name: tensor.clone() for name, tensor in weights.items()}
 
     def valid_loss(self) -> float:
         """Plain cross-entropy on the validation data, in nats a token."""

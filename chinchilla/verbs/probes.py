@@ -273,9 +273,9 @@ def _record(candidate: _Candidate, prepared: Prepared, draft: Training, time_s: 
 
 
 def _memory(best: _Candidate, process_bytes: int) -> Estimate:
-    """What the probe was seen to take, and the copy of the best weights that training keeps besides."""
-    weights = 4 * count.num_params(best.shape)
-    return Estimate.around(process_bytes + best.memory_bytes + weights, 0.08, "bytes", "measured")
+    """What the probe was seen to take, and what training holds besides: the best weights, and a checkpoint's copies."""
+    copies = 3 * 4 * count.num_params(best.shape)
+    return Estimate.around(process_bytes + best.memory_bytes + copies, 0.08, "bytes", "measured")
 
 
 def _name(shape: Shape) -> str:

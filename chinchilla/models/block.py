@@ -43,7 +43,7 @@ class Dropout(nn.Module):
     """Dropout (Srivastava 2014) whose mask is made from raw random bytes.
 
     On a CPU torch draws one Mersenne-Twister number an element: 12 ms a million elements, more than the matrix
-    products around it. Eight one-byte draws from each 64-bit number are 20 times cheaper; the rate is
+    products around it. Eight one-byte draws from each 64-bit number are four times cheaper; the rate is
     rounded to a 256th and the scale is exact for the rounded rate.
     """
 

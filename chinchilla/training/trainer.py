@@ -199,6 +199,7 @@ class Trainer:
         kept = _copy(self.model) if self.average else {}
         self._load(self.average or {})
         progress, loss = self.progress, self.valid_loss()
+        self._require_finite(loss, "validation loss")
         if loss < progress.best_loss:
             progress.best_loss, progress.best_step = loss, progress.step
             self.best = _copy(self.model)

@@ -273,8 +273,12 @@ def _record(candidate: _Candidate, prepared: Prepared, draft: Training, time_s: 
 
 
 def _memory(best: _Candidate, process_bytes: int) -> Estimate:
-    """What the probe was seen to take, and what training holds besides: the best weights, and a checkpoint's copies."""
-    copies = 3 * 4 * count.num_params(best.shape)
+    """What the probe was seen to take, and what training holds besides.
+
+    That is the best weights, and while a checkpoint is saved a copy of the weights, then what is read back to verify it
+    (weights, best weights and about 1.5 times as much of optimizer state) as bytes and as tensors: 8 to 9 copies.
+    """
+    copies = 8 * 4 * count.num_params(best.shape)
     return Estimate.around(process_bytes + best.memory_bytes + copies, 0.08, "bytes", "measured")
 
 

@@ -141,3 +141,21 @@ def test_importing_the_package_imports_no_torch():
 
     code = "import chinchilla, chinchilla.cli, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_plan_from_the_laws_above_their_range(numbers, chinchilla, tmp_path):
+    texts = tmp_path / "texts.txt"
+    rows = (numbers / "train.tsv").read_text(encoding="utf-8").splitlines()
+    texts.write_text("\n\n".join(row.split("\t")[0] for row in rows), encoding="utf-8")
+    code, out, err = chinchilla(
+        "plan", "task=generate", f"data.train={texts}", "train.threads=1", "tokenizer.vocab_size=300",
+        "budget.flops=1e20", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    plan = json.loads(out.splitlines()[-1])
+    assert plan["probes"] == []
+    assert plan["num_params"] > 1e8
+    assert plan["predicted"]["loss"]["source"] == "guess"  # a text repeated so often is outside every law
+    reasons = {decision["name"]: decision["reason"] for decision in plan["decisions"]}
+    assert "Step Law" in reasons["learning rate"]
+    assert "besiroglu" in reasons["model"].lower()

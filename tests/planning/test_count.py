@@ -76,16 +76,20 @@ def hidden_states(model: Transformer, batch: Batch) -> torch.Tensor:
     return model(source, target, source_segments=segments).hidden
 
 
-def forward(model: Transformer, batch: Batch) -> None:
-    with torch.no_grad():
-        model.logits(hidden_states(model, batch).flatten(0, 1)[: batch.loss_rows])
-
-
-def step(model: Transformer, batch: Batch) -> None:
+def loss(model: Transformer, batch: Batch) -> torch.Tensor:
     hidden = hidden_states(model, batch)
     labels = ids(model.shape, hidden.shape[0], hidden.shape[1])
     labels.view(-1)[batch.loss_rows :] = -100
-    model.head.loss(hidden, labels, 0.1)[0].backward()
+    return model.head.loss(hidden, labels, 0.1)[0]
+
+
+def forward(model: Transformer, batch: Batch) -> None:
+    with torch.no_grad():
+        loss(model, batch)
+
+
+def step(model: Transformer, batch: Batch) -> None:
+    loss(model, batch).backward()
 
 
 def counted(call: Callable[[Transformer, Batch], None], model: Transformer, batch: Batch) -> int:

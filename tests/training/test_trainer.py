@@ -338,6 +338,8 @@ def test_one_bf16_step_is_near_the_fp32_one(tmp_path):
 
 
 @pytest.mark.slow
+# torch's compiler warns of what it does itself: deprecated decorators, gradients of tensors that it traces.
+@pytest.mark.filterwarnings("ignore")
 def test_compiled_blocks_give_the_eager_loss(tmp_path):
     losses = {}
     for compiled in (False, True):

@@ -305,7 +305,8 @@ def compile_blocks_(model: Transformer) -> None:
     """Compile each block; equal blocks share one compiled form, which costs less than compiling the model whole."""
     for stack in (model.encoder, model.decoder):
         for block in stack.layers if stack is not None else ():
-            block.compile()
+            # All batches of a run have one size.
+            block.compile(dynamic=False)
 
 
 def _copy(model: nn.Module) -> Weights:

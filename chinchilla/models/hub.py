@@ -101,6 +101,7 @@ def write_llama(folder: Path, model: Transformer, tokenizer_json: str | None = N
         UsageError: the model has a part that a Llama does not have; it is named.
         FaultError: the disk is full or cannot be written.
     """
+    _refuse_int8(model, folder)
     config = llama.write_config(model.shape)
     tensors = {name: view.clone() for name, view in pieces(model, llama.layout(model.shape))}
     _write(folder, tensors, config, tokenizer_json, card)
@@ -113,9 +114,17 @@ def write_marian(folder: Path, model: Transformer, tokenizer_json: str | None = 
         UsageError: the model has a part that a Marian does not have; it is named.
         FaultError: the disk is full or cannot be written.
     """
+    _refuse_int8(model, folder)
     config = marian.write_config(model.shape)
     tensors = {name: view.clone() for name, view in pieces(model, marian.layout(model.shape))}
     _write(folder, marian.add_bias(tensors, model.shape), config, tokenizer_json, card)
+
+
+def _refuse_int8(model: Transformer, folder: Path) -> None:
+    if quantized.is_quantized(model):
+        raise UsageError(
+            f"{folder}: other families' layouts have no place for int8 scales; write the model before int8"
+        )
 
 
 def _write(

@@ -9,6 +9,7 @@ from chinchilla.config.plan import TaskName
 from chinchilla.data.tokenizer import Specials, Tokenizer
 from chinchilla.models.generate import Sampling
 from chinchilla.models.hub import WEIGHTS, read_model
+from chinchilla.models.quantized import num_params
 from chinchilla.models.transformer import Transformer
 from chinchilla.serving.answerer import Card
 from chinchilla.serving.decoding import TokenDecoding
@@ -77,7 +78,7 @@ def load(path: Path) -> Model:
         Card(
             name=path.resolve().name,
             task=task,
-            num_params=sum(parameter.numel() for parameter in model.parameters()),
+            num_params=num_params(model),
             size_bytes=weights.stat().st_size if weights.is_file() else 0,
             precision=loaded.config.get("quantization", {}).get("scheme", "fp32"),
             max_len=shape.max_len,

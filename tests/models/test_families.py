@@ -17,6 +17,7 @@ from transformers import (
     MarianMTModel,
 )
 
+from chinchilla.compression.quantize import quantize_
 from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.config.shape import Shape
 from chinchilla.models.hub import read_model, write_llama, write_marian, write_model
@@ -299,3 +300,15 @@ def test_a_family_read_is_written_as_our_own(tmp_path: Path) -> None:
     again = read_model(tmp_path / "ours")
     assert again.shape == ours.shape
     assert torch.equal(again.model(target=ids(1, 5)).hidden, ours.model(target=ids(1, 5)).hidden)
+
+
+def test_int8_models_are_not_written_for_other_families(tmp_path):
+    shape = Shape(
+        vocab_size=30, dim=16, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=32, num_decoder_layers=1,
+        activation="swiglu",
+    )  # fmt: skip
+    model = Transformer(shape).eval()
+    quantize_(model)
+    with pytest.raises(UsageError, match="int8"):
+        write_llama(tmp_path / "llama", model)
+    assert not (tmp_path / "llama").exists()

@@ -30,6 +30,7 @@ from chinchilla.models.transformer import Transformer
 from chinchilla.store import checkpoint, journal
 from chinchilla.tasks.task import Loss
 from chinchilla.tasks.translate import Translate
+from chinchilla.training.monitor import Silent
 from chinchilla.training.trainer import Trainer, worker_count
 
 
@@ -264,6 +265,30 @@ def test_the_rest_is_planned_anew_once(tmp_path, steps):
     last = journal.read(trainer.folder.metrics)[-1]
     assert last["step"] == steps and "valid_loss" in last
     assert (trainer.folder.checkpoints / f"step-{steps:06d}").is_dir()
+
+
+class EnoughError(Exception):
+    """The end of a test that has seen enough."""
+
+
+class Until(Silent):
+    """A monitor that stops the run at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.last = step
+
+    def step(self, step: int, *rest: float) -> None:
+        if step == self.last:
+            raise EnoughError
+
+
+def test_a_longer_plan_whose_speed_would_be_known_later_is_not_planned_again(tmp_path):
+    """The speed counts as known after 8 of 160 steps, and after 9 of 180."""
+    replan = Replanner(180)
+    trainer = make_trainer(tmp_path, steps=160, replan=replan, monitor=Until(12), eval_every=500, checkpoint_every=500)
+    with pytest.raises(EnoughError):
+        trainer.run()
+    assert [step for step, _, _ in replan.asked] == [8]
 
 
 @pytest.mark.parametrize("steps", [None, 16])

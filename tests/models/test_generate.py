@@ -82,7 +82,7 @@ def best_of_all(model: Transformer, source: Tensor, max_new: int, penalty: float
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_beam_that_holds_everything_finds_the_best_of_all(seed, penalty):
     """Three words and the end: 27 unended answers of 3 words, 4 continuations each, are all in 108 beams."""
     model = make(6, seed=seed)
@@ -95,7 +95,7 @@ def test_a_beam_that_holds_everything_finds_the_best_of_all(seed, penalty):
 def test_a_narrow_beam_can_miss_it():
     """The test above can fail: the width matters."""
     answers = {
-        beam_size: [translate(make(6, seed=seed), sources(3, 5, 6), None, [4] * 3, beam_size) for seed in range(8)]
+        beam_size: [translate(make(6, seed=seed), sources(3, 5, 6), None, [4] * 3, beam_size) for seed in range(6)]
         for beam_size in (1, 2, 108)
     }
     assert answers[1] != answers[108] != answers[2]
@@ -258,7 +258,7 @@ def test_however_small_the_share_the_best_token_is_kept(top_p):
     assert set(drawn(Sampling(1, 1.0, top_p=top_p), 20)) == {1}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=12),
     st.floats(0, 3),

@@ -43,32 +43,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_going_on_from_any_checkpoint_gives_the_same_bits(tmp_path, variant):
+@pytest.mark.parametrize(("variant", "step"), [*((variant, 4) for variant in VARIANTS), ("everything", 8)])
+def test_going_on_from_a_checkpoint_gives_the_same_bits(tmp_path, variant, step):
     changes = NOISY | VARIANTS[variant]
     whole = make_trainer(tmp_path / "whole", **changes)
     outcome = whole.run()
-    last = checkpoint.load(whole.folder.checkpoints / "step-000012")
-    for step in (4, 8):
-        # Another process would have other weights and another random state at first.
-        other = make_trainer(tmp_path / f"from-{step}", model_seed=step, **changes)
-        torch.rand(step)
-        other.resume(checkpoint.load(whole.folder.checkpoints / f"step-{step:06d}"))
-        again = other.run()
-        assert digest(weights(other.model)) == digest(weights(whole.model))
-        assert lines_after(other, step) == lines_after(whole, step)
-        assert (again.tokens, again.valid_loss, again.best_step) == (
-            outcome.tokens,
-            outcome.valid_loss,
-            outcome.best_step,
-        )
-        saved = checkpoint.load(other.folder.checkpoints / "step-000012")
-        assert saved.tensors.keys() == last.tensors.keys()
-        for group in last.tensors:
-            if group != "random":
-                assert digest(saved.tensors[group]) == digest(last.tensors[group]), group
-        workers = [name for name in last.tensors["random"] if name.startswith("worker")]
-        assert all(torch.equal(saved.tensors["random"][name], last.tensors["random"][name]) for name in workers)
+    # Another process would have other weights and another random state at first.
+    other = make_trainer(tmp_path / "other", model_seed=9, **changes)
+    other.resume(checkpoint.load(whole.folder.checkpoints / f"step-{step:06d}"))
+    again = other.run()
+    assert digest(weights(other.model)) == digest(weights(whole.model))
+    assert lines_after(other, step) == lines_after(whole, step)
+    for name in ("steps", "tokens", "valid_loss", "best_step"):
+        assert getattr(again, name) == getattr(outcome, name), name
+    saved, last = (checkpoint.load(each.folder.checkpoints / "step-000012") for each in (other, whole))
+    assert saved.tensors.keys() == last.tensors.keys()
+    # torch's own generator also serves whoever else runs in this process; the workers' are the run's.
+    saved.tensors["random"].pop("cpu")
+    last.tensors["random"].pop("cpu")
+    for group in last.tensors:
+        assert digest(saved.tensors[group]) == digest(last.tensors[group]), group
 
 
 @pytest.mark.parametrize("missing", ["random", "optimizer", "position"])

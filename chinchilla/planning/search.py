@@ -90,7 +90,7 @@ def build(facts: Facts, fixed: Model, dim: int, encoder_layers: int, decoder_lay
             "num_encoder_layers": encoder_layers,
             "num_decoder_layers": decoder_layers,
             "vocab_size": facts.vocab_size,
-            "max_len": fixed.max_len or facts.max_len,
+            "max_len": max(fixed.max_len or 0, facts.max_len),  # packed rows may be longer than the texts
             "norm": fixed.norm or "layer",
         }
     )

@@ -73,9 +73,12 @@ def measured_machine(run: Run, tell: Tell) -> Machine:
 
 
 def _time_budget(run: Run, machine: Machine, begun: float) -> float:
-    """Seconds that may still be spent; for a FLOP budget those it is thought to take."""
+    """Seconds that may still be spent, more than 0; for a FLOP budget those it is thought to take."""
     if run.budget.time is not None:
-        return run.budget.time - (time.perf_counter() - begun)
+        spent_s = time.perf_counter() - begun
+        if run.budget.time <= spent_s:
+            raise BudgetError(f"budget.time: reading and encoding the data alone took {show_time(spent_s)}: raise it")
+        return run.budget.time - spent_s
     assert run.budget.flops is not None
     return run.budget.flops / (PEAK_SHARE * machine.flops_per_s(machine.fastest_precision()))
 

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chinchilla.config.errors import UsageError
 from chinchilla.config.plan import Training
 from chinchilla.config.run import Run
 from chinchilla.data.batches import Batches, PairBatches, TextBatches
@@ -73,6 +75,8 @@ def prepare(run: Run, tell: Callable[[str], None] = lambda text: None) -> Prepar
         DataError: data that cannot be used; file, row and mend are named.
         UsageError: a tokenizer file that cannot be used.
     """
+    if run.model.attention == "block" and run.task == "translate":
+        raise UsageError("model.attention: block takes one text a row, and pairs are packed; use full or gated")
     tell("reading data")
     split = split_examples(run)
     tell(f"{len(split.train):,} training, {len(split.valid):,} validation and {len(split.test):,} test examples")
@@ -81,8 +85,6 @@ def prepare(run: Run, tell: Callable[[str], None] = lambda text: None) -> Prepar
     encode: Callable[..., Encoded] = encode_pairs if run.task == "translate" else encode_documents
     train, valid = encode(split.train, tokenizer), encode(split.valid, tokenizer)
     row_len = run.model.max_len or _row_len(train)
-    if run.model.attention == "block" and run.task == "translate":
-        log.warning("block attention takes one pair a row: rows are mostly padding for short texts")
     return Prepared(
         run=run,
         task=make_task(run),
@@ -108,9 +110,17 @@ def test_examples(run: Run, split: Split[Any] | None = None) -> tuple[tuple[str,
 
 def _tokenizer(run: Run, split: Split[Any]) -> Tokenizer:
     if run.tokenizer.file is not None:
-        return Tokenizer.load(run.tokenizer.file)
+        return _own_ids(Tokenizer.load(run.tokenizer.file), run.tokenizer.file)
     words: Iterable[str] = (text for example in split.train for text in texts(example))
     return Tokenizer.train(words, run.tokenizer.kind, run.tokenizer.vocab_size or _vocab_size(split))
+
+
+def _own_ids(tokenizer: Tokenizer, file: Path) -> Tokenizer:
+    """The tokenizer, if its special tokens have the ids that shapes and objectives take for granted."""
+    ids = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id)
+    if ids != (0, 1, 2, 3):
+        raise UsageError(f"{file}: <pad>, <s>, </s>, <mask> have the ids {ids}; give a tokenizer where they are 0 to 3")
+    return tokenizer
 
 
 def _vocab_size(split: Split[Any]) -> int:

@@ -70,15 +70,19 @@ def test_swiglu_has_as_many_parameters_as_the_plain_kind() -> None:
 
 
 def test_fixed_settings_are_kept() -> None:
-    fixed = Model(dim=200, num_heads=4, num_kv_heads=2, ffn_dim=300, norm="rms", attention="gated", max_len=64)
+    fixed = Model(dim=200, num_heads=4, num_kv_heads=2, ffn_dim=300, norm="rms", attention="gated", max_len=256)
     for shape in candidates(HELP, MACHINE, Limits(), fixed, 480, "fp32", "muon"):
         assert (shape.dim, shape.num_heads, shape.num_kv_heads, shape.head_dim) == (200, 4, 2, 50)
-        assert (shape.ffn_dim, shape.norm, shape.attention, shape.max_len) == (300, "rms", "gated", 64)
+        assert (shape.ffn_dim, shape.norm, shape.attention, shape.max_len) == (300, "rms", "gated", 256)
 
 
 def test_a_wholly_fixed_shape_is_the_only_candidate() -> None:
     fixed = Model(dim=320, num_encoder_layers=5, num_decoder_layers=1)
     assert found(480, fixed=fixed) == [num_params(build(HELP, fixed, 320, 5, 1))]
+
+
+def test_packed_rows_fit_a_model_whose_texts_are_shorter() -> None:
+    assert build(HELP, Model(max_len=64), 256, 3, 3).max_len == HELP.max_len
 
 
 def test_one_fixed_side_leaves_the_other_open() -> None:

@@ -85,3 +85,37 @@ def test_unknown_verbs_and_options(capsys):
     assert main(["trian"]) == USAGE
     assert main(["train", "--bugdet", "3"]) == USAGE
     assert "bugdet" in capsys.readouterr().err
+
+
+def test_block_attention_on_pairs(numbers, chinchilla, tmp_path):
+    data = f"data.train={numbers / 'train.tsv'}"
+    code, _, err = chinchilla("plan", "task=translate", data, "budget.time=20", "model.attention=block")
+    assert (code, "model.attention" in err) == (USAGE, True)
+
+
+def test_a_tokenizer_with_other_special_ids(numbers, chinchilla, tmp_path):
+    from chinchilla.data.tokenizer import SPECIALS, Tokenizer
+
+    text = Tokenizer.train(["one two three"], vocab_size=300).to_json()
+    for number, token in enumerate(SPECIALS):
+        text = text.replace(f'"{token}"', f'"was{number}"')
+    tokens = Tokenizer.from_json(
+        text.replace('"was0"', '"<s>"')
+        .replace('"was1"', '"<pad>"')
+        .replace('"was2"', '"</s>"')
+        .replace('"was3"', '"<mask>"')
+    )
+    file = tmp_path / "tokenizer.json"
+    file.write_text(tokens.to_json(), encoding="utf-8")
+    data = f"data.train={numbers / 'train.tsv'}"
+    code, _, err = chinchilla("plan", "task=translate", data, "budget.time=20", f"tokenizer.file={file}")
+    assert (code, "0 to 3" in err) == (USAGE, True)
+
+
+def test_a_fixed_max_len_shorter_than_packed_rows(numbers, chinchilla, tmp_path):
+    code, _, err = chinchilla(
+        "train", "task=translate", f"data.train={numbers / 'train.tsv'}", f"runs={tmp_path}", "train.threads=1",
+        "model.max_len=24", "model.dim=32", "model.num_encoder_layers=1", "model.num_decoder_layers=1",
+        "tokenizer.vocab_size=300", "train.steps=4", "budget.time=30", "evaluate.max_examples=4",
+    )  # fmt: skip
+    assert code == 0, err

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from chinchilla.config.errors import ChinchillaError, UsageError
 from chinchilla.config.load import Loaded, load_run
@@ -56,12 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
-    except Exception as error:
-        # Click's own usage errors: an unknown option, a missing argument.
-        if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
-            raise
+    except TyperException as error:
+        # An unknown option, a missing argument.
         sys.stderr.write(f"error: {error.format_message()}\n")
-        return int(error.exit_code)
+        return error.exit_code
     return 0
 
 

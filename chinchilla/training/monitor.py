@@ -1,5 +1,6 @@
 """What training tells while it runs, and the trackers that pass it on."""
 
+import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,6 +93,17 @@ class MLflow:
     def close(self) -> None:
         """End the run."""
         self._mlflow.end_run()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Look for the asked-for trackers' packages, before anything is spent.
+
+    Raises:
+        UsageError: a package is not installed.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"train.trackers: {name} is not installed; pip install 'chinchilla-ml[{name}]'")
 
 
 def open_trackers(names: Sequence[str], run: Path) -> list[Tracker]:

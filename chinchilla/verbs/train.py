@@ -22,7 +22,7 @@ from chinchilla.store.atomic import write_text
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.tasks.task import Score
 from chinchilla.training.allocator import keep_freed_memory, peak_bytes, reset_peak
-from chinchilla.training.monitor import Monitor, open_trackers
+from chinchilla.training.monitor import Monitor, check_trackers, open_trackers
 from chinchilla.training.trainer import Outcome, Trainer
 from chinchilla.verbs.plan import plan
 from chinchilla.verbs.prepare import Prepared, prepare
@@ -68,6 +68,7 @@ def train(loaded: Loaded, progress: Progress, on_plan: Callable[[Plan], None] = 
         FaultError: the disk or the training failed; the run can be resumed from its last checkpoint.
     """
     run = loaded.run
+    check_trackers(run.train.trackers)
     made, prepared = plan(run, progress.stage)
     on_plan(made)
     folder = RunFolder.create(run.runs, run.name or run.task)

@@ -37,6 +37,8 @@ def files(folder):
         (["data.train=good.tsv", "budget.time=0.01"], BUDGET, ["budget", "raise"]),
         (["data.train=good.tsv", "limits.size=1kB"], BUDGET, ["limits.size"]),
         (["data.train=good.tsv", "tokenizer.file=good.tsv"], USAGE, ["tokenizer"]),
+        (["data.train=good.tsv", 'train.trackers=["wandb"]'], USAGE, ["wandb", "pip install"]),
+        (['data.train=["a", "b", "c"]'], USAGE, ["two files", "not 3"]),
     ],
 )
 def test_training_refuses(settings, code, words, chinchilla, tmp_path, monkeypatch):

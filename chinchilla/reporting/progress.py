@@ -55,6 +55,11 @@ class Progress:
         """Write a line worth keeping, above the bar."""
         self._write(f"  {text}", "")
 
+    def total(self, steps: int) -> None:
+        """A new plan has this many steps in all."""
+        with self._lock:
+            self._total_steps = max(1, steps)
+
     def start(self, total_steps: int, total_tokens: float, predicted_loss: Estimate | None) -> None:
         """Training begins; `predicted_loss` is the validation loss it is thought to end with."""
         with self._lock:
@@ -109,7 +114,7 @@ class Progress:
 
     def _show(self, step: int, left: str, parts: list[str]) -> None:
         now = self._clock()
-        total = max(step, self._total_steps)  # a new plan may have lengthened the run
+        total = max(step, self._total_steps)
         line = " | ".join(filter(None, [f"  step {step:,}/{total:,}", f"{step / total:.0%}", left, *parts]))
         self._unwritten = line
         if now - self._last < (BAR_INTERVAL_S if self._live else LINE_INTERVAL_S):

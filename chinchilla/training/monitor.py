@@ -20,6 +20,9 @@ class Monitor(Protocol):
     def note(self, text: str) -> None:
         """A line worth keeping: a validation, a checkpoint, a new plan."""
 
+    def total(self, steps: int) -> None:
+        """A new plan has this many steps in all."""
+
 
 class Silent:
     """A monitor that tells nobody."""
@@ -28,6 +31,9 @@ class Silent:
         """Nothing."""
 
     def note(self, text: str) -> None:
+        """Nothing."""
+
+    def total(self, steps: int) -> None:
         """Nothing."""
 
 

@@ -5,6 +5,11 @@ import math
 from chinchilla.config.plan import Training
 
 
+def decay_start(training: Training) -> int:
+    """Steps taken at the peak rate before a `wsd` schedule decays; until then the number of steps may change freely."""
+    return training.steps - max(1, round(training.decay_fraction * training.steps))
+
+
 def rate_scale(step: int, training: Training) -> float:
     """The factor on the peak learning rate at `step` (from 0): linear warm-up, then the schedule's course to 0.
 

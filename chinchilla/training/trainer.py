@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from chinchilla.config.errors import FaultError
 from chinchilla.config.plan import Training
 from chinchilla.data.batches import Batches
+from chinchilla.data.packing import Rows
 from chinchilla.data.stream import Item, Position, stream
 from chinchilla.models.transformer import Transformer
 from chinchilla.store import checkpoint
@@ -22,7 +23,7 @@ from chinchilla.store.run_folder import RunFolder
 from chinchilla.tasks.task import Batch, Loss, Objective, Task, num_tokens
 from chinchilla.training.monitor import Monitor, Tracker
 from chinchilla.training.optimizer import Optimizer
-from chinchilla.training.schedule import rate_scale
+from chinchilla.training.schedule import decay_start, rate_scale
 from chinchilla.training.workers import Workers
 
 Weights = dict[str, Tensor]
@@ -41,7 +42,7 @@ class Progress:
     time_s: float = 0.0
     best_loss: float = math.inf
     best_step: int = -1
-    planned_anew: bool = False
+    reviews: int = 0
 
 
 class Step(NamedTuple):
@@ -52,8 +53,18 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Review:
+    """How the plan meets the clock: `step` of `steps` done in `time_s`, at `step_time_s` a step of late."""
+
+    step: int
+    steps: int
+    step_time_s: float
+    time_s: float
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What training gave; `step_time_s` is the median of an optimizer step without validations and checkpoints."""
+    """What training gave; `step_time_s` is the mean of all steps but the first, without validations and checkpoints."""
 
     steps: int
     tokens: int
@@ -68,8 +79,8 @@ class Trainer:
     """Trains `model` on `batches` by the settings in `training`; everything it does is written to `folder`.
 
     `flops_per_token` (matmul FLOPs a labelled token, forward and backward) and `peak_flops_per_s` give the share
-    of the machine's peak. `replan(step, step_time_s, time_s)` may return a new number of steps, once, when the
-    measured speed after warm-up is known.
+    of the machine's peak. `replan(review)` may return a new number of steps; it is asked when the speed after warm-up
+    is known, and once more before a `wsd` schedule decays.
     """
 
     model: Transformer
@@ -81,7 +92,7 @@ class Trainer:
     monitor: Monitor
     flops_per_token: float
     peak_flops_per_s: float
-    replan: Callable[[int, float, float], int | None] = lambda step, step_time_s, time_s: None
+    replan: Callable[[Review], int | None] = lambda review: None
     trackers: Sequence[Tracker] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -120,7 +131,7 @@ class Trainer:
             steps=self.progress.step,
             tokens=self.progress.tokens,
             train_time_s=self.progress.time_s,
-            step_time_s=statistics.median(self._times) if self._times else 0.0,
+            step_time_s=statistics.fmean(self._times[1:] or self._times) if self._times else 0.0,
             valid_loss=self.progress.best_loss,
             best_step=self.progress.best_step,
         )
@@ -168,24 +179,34 @@ class Trainer:
             )
 
     def _after_step(self) -> None:
+        planned_anew = self._review_due() and self._plan_anew()
         step, training = self.progress.step, self.training
-        if not self.progress.planned_anew and step == settling_steps(training):
-            self._plan_anew()
-        last = step == self.training.steps
+        last = step == training.steps
         if last or step % training.eval_every == 0:
             self._validate()
-        if last or step % training.checkpoint_every == 0:
+        # A new plan comes from the clock: one that is not saved at once could not be repeated by a resumed run.
+        if last or planned_anew or step % training.checkpoint_every == 0:
             self.save()
 
-    def _plan_anew(self) -> None:
-        self.progress.planned_anew = True
-        recent = statistics.median(self._times[-settling_steps(self.training) // 2 :])
-        steps = self.replan(self.progress.step, recent, self.progress.time_s)
-        if steps is not None and steps != self.training.steps:
-            text = f"steps take {recent:.3g} s: {steps} instead of {self.training.steps} fit the budget"
-            self.folder.log_event("replan", step=self.progress.step, steps=steps, step_time_s=recent)
-            self.monitor.note(text)
-            self.training = self.training.model_copy(update={"steps": steps})
+    def _review_due(self) -> bool:
+        step, training = self.progress.step, self.training
+        if self.progress.reviews == 0:
+            return step >= settling_steps(training)
+        return self.progress.reviews == 1 and training.schedule == "wsd" and step == decay_start(training)
+
+    def _plan_anew(self) -> bool:
+        """Ask for a new plan; whether there is one."""
+        progress, old = self.progress, self.training.steps
+        progress.reviews += 1
+        recent = statistics.fmean(self._times[-max(1, progress.step // 2) :])
+        steps = self.replan(Review(progress.step, old, recent, progress.time_s))
+        if steps is None or steps == old:
+            return False
+        self.folder.log_event("replan", step=progress.step, steps=steps, step_time_s=recent)
+        self.monitor.note(f"steps take {recent:.3g} s: {steps} instead of {old} fit the budget")
+        self.monitor.total(steps)
+        self.training = self.training.model_copy(update={"steps": steps})
+        return True
 
     def _update_average(self) -> None:
         if self.average is None:
@@ -210,16 +231,22 @@ class Trainer:
 
     def valid_loss(self) -> float:
         """Plain cross-entropy on the validation data, in nats a token."""
-        self.model.eval()
+        order, models = self.valid.order(0)[:VALID_BATCHES], self.workers.models
+        shares = [(model, order[index :: len(models)]) for index, model in enumerate(models)]
+        found = self.workers.map(lambda share: self._valid_nats(*share), shares)
+        return sum(nats for nats, _ in found) / sum(tokens for _, tokens in found)
+
+    def _valid_nats(self, model: Transformer, order: Sequence[Rows]) -> tuple[float, int]:
+        """Summed loss on these batches, and their tokens."""
         nats, tokens = 0.0, 0
-        order = self.valid.order(0)[:VALID_BATCHES]
+        model.eval()
         with torch.no_grad(), self._autocast():
             for rows in order:
                 batch = _to(self.valid.batch(rows), self.device)
-                nats += float(self.task.loss(self.model, batch, Objective()).plain)
+                nats += float(self.task.loss(model, batch, Objective()).plain)
                 tokens += num_tokens(batch)
-        self.model.train()
-        return nats / tokens
+        model.train()
+        return nats, tokens
 
     def save(self) -> None:
         """Write a checkpoint."""

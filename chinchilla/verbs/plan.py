@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -18,6 +19,7 @@ from chinchilla.parallel.measure import cached_measure
 from chinchilla.planning import count, search
 from chinchilla.planning.machine import step_time
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, resident_bytes
+from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs.prepare import Prepared, prepare
 from chinchilla.verbs.probes import PEAK_SHARE, Choice, choose, law_advice
 
@@ -34,8 +36,17 @@ LEARNING_RATE = 5e-3
 LEAST_MICRO_TOKENS, MOST_MICRO_TOKENS = 1024, 8192
 """Labelled tokens that go through the model at one time: enough for the products' speed, few enough for the memory."""
 
-DROPOUT_EPOCHS = 10
+DROPOUT_EPOCHS = 2
 """Passes over the data from which dropout is worth its cost; below, it only slows learning down."""
+
+
+@dataclass(frozen=True)
+class _Pauses:
+    """Seconds that a validation and a checkpoint stop the steps for."""
+
+    eval_s: float
+    checkpoint_s: float
+
 
 EVAL_SHARE = 0.03
 CHECKPOINT_SHARE = 0.02
@@ -140,16 +151,11 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
     tokens_per_step = batches.unique_tokens / batches.num_batches(0) * draft.accumulation
     flops_per_token = count.flops_per_token(shape, facts.batch(draft.batch_tokens / draft.accumulation))
     elapsed_s = time.perf_counter() - begun
-    training = _scheduled(run, prepared, draft, choice, tokens_per_step * flops_per_token, elapsed_s)
+    pauses = _pauses(prepared, draft, choice)
+    training = _scheduled(run, draft, choice, pauses, tokens_per_step * flops_per_token, elapsed_s)
     step_s = choice.step_time
     tokens = training.steps * tokens_per_step
-    total = Estimate(
-        p10=step_s.p10 * training.steps,
-        p50=step_s.p50 * training.steps * (1 + EVAL_SHARE),
-        p90=step_s.p90 * training.steps * (1 + EVAL_SHARE + CHECKPOINT_SHARE),
-        unit="s",
-        source=step_s.source,
-    )
+    spread = step_s.p90 / step_s.p50 - 1
     num_params = count.num_params(shape)
     return Plan(
         task=run.task,
@@ -163,12 +169,12 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
         machine=machine,
         predicted={
             "step_time_s": step_s,
-            "train_time_s": total,
-            "tokens": Estimate.around(tokens, 0.08, "tokens", step_s.source),
+            "train_time_s": _train_time(training, step_s, pauses),
+            "tokens": Estimate.around(tokens, spread, "tokens", step_s.source),
             "loss": choice.predict_loss(tokens),
             "memory_bytes": choice.memory,
             "size_bytes": Estimate.around(4 * num_params, 0.01, "bytes", "measured"),
-            "flops": Estimate.around(tokens * flops_per_token, 0.05, "FLOP", step_s.source),
+            "flops": Estimate.around(tokens * flops_per_token, spread, "FLOP", step_s.source),
         },
         decisions=tuple(_decisions(run, prepared, machine, training, choice, tokens)),
         probes=choice.probes,
@@ -178,14 +184,32 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
     )
 
 
+def _pauses(prepared: Prepared, draft: Training, choice: Choice) -> _Pauses:
+    """As measured where there was a probe; else a validation's batches take a third of a training step's time."""
+    valid_batches = min(VALID_BATCHES, prepared.valid_batches(draft).num_batches(0))
+    thought_s = valid_batches * choice.step_time.p50 / draft.accumulation / 3
+    return _Pauses(
+        eval_s=thought_s if choice.eval_time_s is None else choice.eval_time_s,
+        checkpoint_s=5 * 4 * count.num_params(choice.shape) / WRITE_BYTES_PER_S,
+    )
+
+
+def _train_time(training: Training, step_time_s: Estimate, pauses: _Pauses) -> Estimate:
+    """Steps, validations and checkpoints; the last step has one of each."""
+    paused_s = math.ceil(training.steps / training.eval_every) * pauses.eval_s
+    paused_s += math.ceil(training.steps / training.checkpoint_every) * pauses.checkpoint_s
+    low, middle, high = (
+        paused_s + training.steps * value for value in (step_time_s.p10, step_time_s.p50, step_time_s.p90)
+    )
+    return Estimate(p10=low, p50=middle, p90=high, unit="s", source=step_time_s.source)
+
+
 def _scheduled(
-    run: Run, prepared: Prepared, draft: Training, choice: Choice, step_flops: float, elapsed_s: float
+    run: Run, draft: Training, choice: Choice, pauses: _Pauses, step_flops: float, elapsed_s: float
 ) -> Training:
     """The draft with the steps that fit the budget, and the intervals between validations and checkpoints."""
     step_s = choice.step_time.p50
-    valid_batches = min(32, prepared.valid_batches(draft).num_batches(0))
-    eval_s = valid_batches * step_s / draft.accumulation / 3
-    checkpoint_s = 5 * 4 * count.num_params(choice.shape) / WRITE_BYTES_PER_S
+    eval_s, checkpoint_s = pauses.eval_s, pauses.checkpoint_s
     eval_every = search.interval(eval_s, step_s, EVAL_SHARE)
     checkpoint_every = search.interval(checkpoint_s, step_s, CHECKPOINT_SHARE)
     if run.train.steps:

@@ -49,7 +49,10 @@ COMPILE_TIME_S = 60.0
 
 @dataclass(frozen=True)
 class Choice:
-    """The shape to train, and what is known of it; `curve` is its probe's (tokens, loss)."""
+    """The shape to train, and what is known of it.
+
+    `curve` is its probe's (tokens, loss); `valid_loss` what a validation found after it, in `eval_time_s`.
+    """
 
     shape: Shape
     compile: bool
@@ -61,6 +64,7 @@ class Choice:
     rate_reason: str
     curve: tuple[tuple[float, float], ...]
     valid_loss: float | None
+    eval_time_s: float | None
     unique_tokens: int
 
     def predict_loss(self, tokens: float) -> Estimate:
@@ -79,6 +83,7 @@ class _Candidate:
     trainer: Trainer
     curve: list[tuple[float, float]] = field(default_factory=list)
     step_time_s: float = math.inf
+    spread: float = 0.0
     time_s: float = 0.0
     memory_bytes: int = 0
 
@@ -142,6 +147,7 @@ def _by_law(
         rate_reason=f"{found.advice.reason} (Muon's updates are scaled to AdamW's size)",
         curve=(),
         valid_loss=None,
+        eval_time_s=None,
         unique_tokens=prepared.facts.unique_tokens,
     )
 
@@ -177,20 +183,24 @@ def _by_probes(
         alive = [candidate for result in kept for candidate in alive if candidate.shape == result.shape]
     best = alive[0]
     compiled, compile_reason = _compiled(best, prepared, machine, draft, time_s, device, tell)
+    timed = compiled or best
+    begun = time.perf_counter()
     valid_loss = best.trainer.valid_loss()
+    eval_time_s = time.perf_counter() - begun
     for candidate in everyone:
         candidate.trainer.workers.close()
     return Choice(
         shape=best.shape,
         compile=compiled is not None or draft.compile,
-        step_time=Estimate.around((compiled or best).step_time_s, 0.1, "s", "measured"),
-        memory=_memory(compiled or best, process_bytes),
+        step_time=Estimate.around(timed.step_time_s, timed.spread, "s", "measured"),
+        memory=_memory(timed, process_bytes),
         probes=tuple(seen),
         reason=_reason(seen, len(shapes)),
         compile_reason=compile_reason,
         rate_reason="rule of thumb for runs of minutes (docs/planning.md); the Step Law's range begins 100× above",
         curve=tuple(best.curve),
         valid_loss=valid_loss,
+        eval_time_s=eval_time_s,
         unique_tokens=prepared.facts.unique_tokens,
     )
 
@@ -248,7 +258,7 @@ def _run_probe(candidate: _Candidate, time_s: float, device: torch.device) -> No
     result = probe(candidate.trainer, time_s)
     candidate.memory_bytes = max(candidate.memory_bytes, peak_bytes(device) - before)
     candidate.curve += result.curve
-    candidate.step_time_s = result.step_time_s
+    candidate.step_time_s, candidate.spread = result.step_time_s, result.spread
     candidate.time_s += result.time_s
 
 

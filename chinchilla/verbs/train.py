@@ -23,14 +23,14 @@ from chinchilla.store.run_folder import RunFolder
 from chinchilla.tasks.task import Score
 from chinchilla.training.allocator import keep_freed_memory, peak_bytes, reset_peak
 from chinchilla.training.monitor import Monitor, check_trackers, open_trackers
-from chinchilla.training.trainer import Outcome, Trainer
+from chinchilla.training.trainer import Outcome, Review, Trainer
 from chinchilla.verbs.plan import plan
 from chinchilla.verbs.prepare import Prepared, prepare
 
 log = logging.getLogger("chinchilla")
 
 NEW_PLAN_ABOVE = 0.1
-"""Relative error of the planned step time from which the rest is planned anew."""
+"""Share of the time left by which the rest of the steps must miss it to be planned anew."""
 
 SAMPLES = 12
 
@@ -170,17 +170,20 @@ def _trainer(folder: RunFolder, made: Plan, prepared: Prepared, progress: Monito
     )
 
 
-def _replanner(made: Plan) -> Callable[[int, float, float], int | None]:
-    """Plan the remaining steps anew where the measured step time is off by more than a tenth; time budgets only."""
+def _replanner(made: Plan) -> Callable[[Review], int | None]:
+    """Plan the remaining steps anew where they would miss the budget by more than a tenth; time budgets only."""
 
-    def replan(step: int, step_time_s: float, time_s: float) -> int | None:
-        planned_s = made.predicted["step_time_s"].p50
-        if made.budget_time_s is None or abs(step_time_s / planned_s - 1) <= NEW_PLAN_ABOVE:
+    def replan(review: Review) -> int | None:
+        if made.budget_time_s is None:
             return None
         # What validations and checkpoints take was planned as a share of the steps' time.
-        per_step_s = made.predicted["train_time_s"].p50 / made.training.steps * step_time_s / planned_s
-        left_s = made.budget_time_s - made.planning_time_s - time_s
-        return step + max(1, int(left_s / per_step_s))
+        overhead = made.predicted["train_time_s"].p50 / (made.training.steps * made.predicted["step_time_s"].p50)
+        per_step_s = review.step_time_s * overhead
+        left_s = max(0.0, made.budget_time_s - made.planning_time_s - review.time_s)
+        needed_s = (review.steps - review.step) * per_step_s
+        if abs(needed_s - left_s) <= NEW_PLAN_ABOVE * left_s:
+            return None
+        return review.step + max(1, int(left_s / per_step_s))
 
     return replan
 

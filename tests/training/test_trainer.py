@@ -29,7 +29,7 @@ from chinchilla.store import checkpoint, journal
 from chinchilla.tasks.task import Loss
 from chinchilla.tasks.translate import Translate
 from chinchilla.training.monitor import Silent
-from chinchilla.training.trainer import Trainer, worker_count
+from chinchilla.training.trainer import Review, Trainer, worker_count
 
 
 def micro_batches(*counts: int) -> list[dict[str, torch.Tensor]]:
@@ -243,21 +243,21 @@ class Replanner:
 
     def __init__(self, steps: int | None) -> None:
         self.steps = steps
-        self.asked: list[tuple[int, float, float]] = []
+        self.asked: list[Review] = []
 
-    def __call__(self, step: int, step_time_s: float, time_s: float) -> int | None:
-        self.asked.append((step, step_time_s, time_s))
+    def __call__(self, review: Review) -> int | None:
+        self.asked.append(review)
         return self.steps
 
 
 @pytest.mark.parametrize("steps", [10, 14, 24])
-def test_the_rest_is_planned_anew_once(tmp_path, steps):
+def test_the_rest_is_planned_anew(tmp_path, steps):
     replan = Replanner(steps)
     trainer = make_trainer(tmp_path, steps=16, replan=replan)
     outcome = trainer.run()
     assert outcome.steps == trainer.training.steps == steps
-    ((step, step_time_s, time_s),) = replan.asked
-    assert step == 8 and 0 < step_time_s <= time_s
+    first = replan.asked[0]
+    assert (first.step, first.steps) == (8, 16) and 0 < first.step_time_s <= first.time_s
     events = [event for event in journal.read(trainer.folder.events) if event["kind"] == "replan"]
     assert [(event["step"], event["steps"]) for event in events] == [(8, steps)]
     last = journal.read(trainer.folder.metrics)[-1]
@@ -286,7 +286,29 @@ def test_a_longer_plan_whose_speed_would_be_known_later_is_not_planned_again(tmp
     trainer = make_trainer(tmp_path, steps=160, replan=replan, monitor=Until(12), eval_every=500, checkpoint_every=500)
     with pytest.raises(EnoughError):
         trainer.run()
-    assert [step for step, _, _ in replan.asked] == [8]
+    assert [review.step for review in replan.asked] == [8]
+
+
+def test_the_plan_meets_the_clock_again_before_the_decay_and_never_after(tmp_path):
+    """The last 40 % of 40 steps decay; a plan of 60 steps decays from 36 on."""
+    trainer = make_trainer(tmp_path / "a", steps=40, replan=(replan := Replanner(None)))
+    trainer.run()
+    assert [review.step for review in replan.asked] == [8, 24]
+    lengthened = make_trainer(tmp_path / "b", steps=40, replan=lambda review: 60 if review.step == 24 else None)
+    assert lengthened.run().steps == 60
+    cosine = make_trainer(tmp_path / "c", steps=40, schedule="cosine", replan=(replan := Replanner(None)))
+    cosine.run()
+    assert [review.step for review in replan.asked] == [8]
+
+
+def test_a_new_plan_is_saved_at_once(tmp_path):
+    trainer = make_trainer(tmp_path / "a", steps=16, replan=Replanner(20), checkpoint_every=500, monitor=Until(9))
+    with pytest.raises(EnoughError):
+        trainer.run()
+    saved = checkpoint.load(trainer.folder.checkpoints / "step-000008")
+    other = make_trainer(tmp_path / "b", 5, steps=16)
+    other.resume(saved)
+    assert other.run().steps == 20
 
 
 @pytest.mark.parametrize("steps", [None, 16])

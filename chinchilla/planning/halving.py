@@ -5,21 +5,24 @@ every candidate the same time, keeps the better half by predicted final loss, an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla.config.errors import DataError
 from chinchilla.config.estimate import Estimate
-from chinchilla.config.plan import Probe
-from chinchilla.planning.laws import BESIROGLU, ChinchillaLaw, effective_tokens
+from chinchilla.config.plan import Probe, TaskName
+from chinchilla.planning.laws import BESIROGLU, effective_tokens
 
 Floats = NDArray[np.float64]
 
-FLOOR_SPREAD = 0.5
+FLOOR_SPREAD = 0.4
 EXPONENT_SPREAD = 0.35
-"""Standard deviations of the logarithms of the two priors: weak, since the law is used far outside its range."""
+"""Standard deviations of the logarithms of the two priors."""
+
+PRIOR_PARAMS = 5_000_000
+"""Size of the models whose runs the priors come from; the law says how the floor moves with the size."""
 
 WINDOW = 4.0
 """Only the last part of a curve is fitted, from `tokens / WINDOW` on: the start belongs to the warm-up."""
@@ -39,6 +42,21 @@ SPREAD_A_DECADE = 0.06
 
 NEAR = 4.0
 """A curve extended by less than this factor, with no repeats, still counts as measured."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What a task's loss curves were like: the floor as a share of the loss at the end of a probe, and the exponent."""
+
+    floor: float
+    exponent: float
+
+
+PRIORS: dict[TaskName, Prior] = {
+    "translate": Prior(floor=0.07, exponent=0.42),
+    "generate": Prior(floor=0.5, exponent=0.28),
+}
+"""From a few runs of minutes each (docs/planning.md): a source leaves little to guess, running text much."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,7 @@ def predict_loss(
     num_params: int,
     tokens: float,
     unique_tokens: float,
-    law: ChinchillaLaw = BESIROGLU,
+    prior: Prior,
     valid_loss: float | None = None,
 ) -> Estimate:
     """The loss at the end of a run of `tokens` tokens that began with `curve`, in the curve's unit.
@@ -93,9 +111,9 @@ def predict_loss(
     prediction is then of the validation loss, which can lie a fifth above the training loss on unseen documents.
 
     `curve` holds (tokens seen, loss) in order. The form is L(D) = floor + B·D^-beta with D in effective tokens, so that
-    repeats beyond `unique_tokens` are worth less. Both floor and beta have weak priors from the law's form: beta about
-    its token exponent, the floor about the same share of the loss as the law's E + A/N^alpha. All pairs on a grid are
-    weighed by how well they fit (a grid posterior), so that a short curve gives a wide answer instead of a wrong one.
+    repeats beyond `unique_tokens` are worth less. Floor and beta have the task's priors; larger models have a lower
+    floor, as E + A/N^alpha of a published law says. All pairs on a grid are weighed by how well they fit (a grid
+    posterior), so that a short curve gives a wide answer instead of a wrong one.
 
     Raises:
         DataError: no curve, tokens that don't grow, or a loss that is not a positive, finite number.
@@ -105,7 +123,7 @@ def predict_loss(
     target = effective_tokens(unique_tokens, max(tokens, seen[-1]))
     late = seen >= seen[-1] / WINDOW
     reach = target / fresh[-1]
-    values, weights = _posterior(fresh[late] / fresh[-1], losses[late], reach, _prior(law, num_params, fresh[-1]))
+    values, weights = _posterior(fresh[late] / fresh[-1], losses[late], reach, _scaled(prior, num_params))
     spread = float(np.hypot(LEAST_SPREAD, SPREAD_A_DECADE * np.log10(reach)))
     gain = DECAY_GAIN if tokens > seen[-1] else 1.0
     height = 1.0 if valid_loss is None else valid_loss / _level(fresh[late], losses[late])
@@ -131,9 +149,9 @@ def _checked(curve: Sequence[tuple[float, float]]) -> tuple[Floats, Floats]:
     return seen, losses
 
 
-def _prior(law: ChinchillaLaw, num_params: int, tokens: float) -> tuple[float, float]:
-    """Centres of the priors: the floor as a share of the loss now, and the token exponent."""
-    return law.floor(num_params) / law.loss(num_params, tokens), law.token_exponent.value
+def _scaled(prior: Prior, num_params: int) -> Prior:
+    """The prior for a model of this size."""
+    return replace(prior, floor=prior.floor * BESIROGLU.floor(num_params) / BESIROGLU.floor(PRIOR_PARAMS))
 
 
 def _level(seen: Floats, losses: Floats) -> float:
@@ -146,13 +164,12 @@ def _level(seen: Floats, losses: Floats) -> float:
     return float(np.exp(level))
 
 
-def _posterior(seen: Floats, losses: Floats, reach: float, prior: tuple[float, float]) -> tuple[Floats, Floats]:
+def _posterior(seen: Floats, losses: Floats, reach: float, prior: Prior) -> tuple[Floats, Floats]:
     """Predicted losses over the grid of floors and exponents, and their weights.
 
     `seen` are effective tokens as shares of the last point's; `reach` is the target in the same unit. Every curve of
     the grid goes through the last point's level.
     """
-    share, exponent = prior
     level = _level(seen, losses)
     floors = np.linspace(0.02, 0.98, 49)[:, None] * level
     exponents = np.geomspace(0.08, 1.6, 49)[None, :]
@@ -160,8 +177,8 @@ def _posterior(seen: Floats, losses: Floats, reach: float, prior: tuple[float, f
     misfit = np.square(np.log(fitted / losses)).mean(2)
     noise = max(MISFIT, float(np.sqrt(misfit.min())))
     log_weight = -0.5 * misfit / noise**2 * min(len(seen), LATEST)
-    log_weight -= 0.5 * np.square(np.log(floors / (share * level)) / FLOOR_SPREAD)
-    log_weight -= 0.5 * np.square(np.log(exponents / exponent) / EXPONENT_SPREAD)
+    log_weight -= 0.5 * np.square(np.log(floors / (prior.floor * level)) / FLOOR_SPREAD)
+    log_weight -= 0.5 * np.square(np.log(exponents / prior.exponent) / EXPONENT_SPREAD)
     values = floors + (level - floors) * reach**-exponents
     return values.ravel(), np.exp(log_weight - log_weight.max()).ravel()
 

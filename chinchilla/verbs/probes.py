@@ -66,12 +66,13 @@ class Choice:
     valid_loss: float | None
     eval_time_s: float | None
     unique_tokens: int
+    prior: halving.Prior
 
     def predict_loss(self, tokens: float) -> Estimate:
         """Validation loss after `tokens` tokens, in nats a token."""
         num_params = count.num_params(self.shape)
         if self.curve:
-            return halving.predict_loss(self.curve, num_params, tokens, self.unique_tokens, valid_loss=self.valid_loss)
+            return halving.predict_loss(self.curve, num_params, tokens, self.unique_tokens, self.prior, self.valid_loss)
         return law_loss(BESIROGLU, num_params, tokens, self.unique_tokens)
 
 
@@ -149,6 +150,7 @@ def _by_law(
         valid_loss=None,
         eval_time_s=None,
         unique_tokens=prepared.facts.unique_tokens,
+        prior=halving.PRIORS[prepared.facts.task],
     )
 
 
@@ -202,6 +204,7 @@ def _by_probes(
         valid_loss=valid_loss,
         eval_time_s=eval_time_s,
         unique_tokens=prepared.facts.unique_tokens,
+        prior=halving.PRIORS[prepared.facts.task],
     )
 
 
@@ -268,7 +271,8 @@ def _record(candidate: _Candidate, prepared: Prepared, draft: Training, time_s: 
     steps = candidate.trainer.progress.step
     reach = candidate.trainer.progress.tokens / steps * time_s / candidate.step_time_s
     num_params = count.num_params(candidate.shape)
-    predicted = halving.predict_loss(candidate.curve, num_params, max(reach, tokens), unique)
+    prior = halving.PRIORS[prepared.facts.task]
+    predicted = halving.predict_loss(candidate.curve, num_params, max(reach, tokens), unique, prior)
     return Probe(
         shape=candidate.shape,
         precision=draft.precision,

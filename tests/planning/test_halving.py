@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from chinchilla.config.errors import DataError
 from chinchilla.config.plan import Probe
 from chinchilla.config.shape import Shape
-from chinchilla.planning.halving import DECAY_GAIN, predict_loss, rounds, survivors
+from chinchilla.planning.halving import DECAY_GAIN, PRIORS, Prior, predict_loss, rounds, survivors
 from chinchilla.planning.laws import effective_tokens
 
 SHAPE = Shape(vocab_size=9, dim=4, num_heads=1, num_kv_heads=1, head_dim=4, ffn_dim=8, num_decoder_layers=1)
+
+PRIOR = Prior(floor=0.22, exponent=0.366)
+"""Of the synthetic curves below."""
 
 
 def probe(predicted: float | None, num_params: int = 1000) -> Probe:
@@ -65,7 +68,7 @@ def test_the_end_of_a_synthetic_curve_lies_in_the_interval(floor: float, exponen
     gain = 4.0 * 2e5**exponent
     seen = np.linspace(3e4, 3e5, 12)
     for reach in (2, 5, 20):
-        found = predict_loss(curve(floor, gain, exponent, seen), 5_000_000, reach * 3e5, unique_tokens=1e9)
+        found = predict_loss(curve(floor, gain, exponent, seen), 5_000_000, reach * 3e5, unique_tokens=1e9, prior=PRIOR)
         truth = DECAY_GAIN * (floor + gain * (reach * 3e5) ** -exponent)
         assert found.p10 <= truth <= found.p90
         assert found.p50 == pytest.approx(truth, rel=0.02 + 0.12 * math.log10(reach))
@@ -81,7 +84,7 @@ def test_intervals_on_noisy_curves_cover_and_narrow_with_more_points() -> None:
         for share in widths:
             seen = np.linspace(1e4, share * 1e6, 12)
             noisy = [(t, loss * random.normal(1, 0.01)) for t, loss in curve(floor, gain, exponent, seen)]
-            found = predict_loss(noisy, 5_000_000, 1e6, unique_tokens=1e9)
+            found = predict_loss(noisy, 5_000_000, 1e6, unique_tokens=1e9, prior=PRIOR)
             widths[share].append(found.p90 / found.p10 - 1)
             inside += found.p10 <= truth <= found.p90
     assert inside >= 0.8 * 200
@@ -90,7 +93,7 @@ def test_intervals_on_noisy_curves_cover_and_narrow_with_more_points() -> None:
 
 def test_within_the_curve_the_answer_is_the_curve() -> None:
     points = curve(1.0, 4.0 * 1e5**0.4, 0.4, np.linspace(1e4, 1e5, 20))
-    found = predict_loss(points, 5_000_000, 1e5, unique_tokens=1e9)
+    found = predict_loss(points, 5_000_000, 1e5, unique_tokens=1e9, prior=PRIOR)
     assert found.p50 == pytest.approx(points[-1][1], rel=0.01)
     assert found.source == "measured"
     assert found.p90 / found.p10 < 1.05
@@ -101,41 +104,43 @@ def test_within_the_curve_the_answer_is_the_curve() -> None:
 )
 def test_far_or_repeated_is_a_guess(tokens: float, unique: float, source: str) -> None:
     points = curve(1.0, 4.0 * 1e5**0.4, 0.4, np.linspace(1e4, 1e5, 20))
-    assert predict_loss(points, 5_000_000, tokens, unique).source == source
+    assert predict_loss(points, 5_000_000, tokens, unique, PRIOR).source == source
 
 
 def test_repeated_tokens_are_worth_less_than_fresh_ones() -> None:
     points = curve(1.0, 4.0 * 1e5**0.4, 0.4, np.linspace(1e4, 1e5, 20))
-    fresh = predict_loss(points, 5_000_000, 2e7, unique_tokens=1e9)
-    repeated = predict_loss(points, 5_000_000, 2e7, unique_tokens=1e6)
-    equal = predict_loss(points, 5_000_000, effective_tokens(1e6, 2e7), unique_tokens=1e9)
+    fresh = predict_loss(points, 5_000_000, 2e7, unique_tokens=1e9, prior=PRIOR)
+    repeated = predict_loss(points, 5_000_000, 2e7, unique_tokens=1e6, prior=PRIOR)
+    equal = predict_loss(points, 5_000_000, effective_tokens(1e6, 2e7), unique_tokens=1e9, prior=PRIOR)
     assert repeated.p50 > fresh.p50
     assert repeated.p50 == pytest.approx(equal.p50)
 
 
 def test_a_validation_loss_sets_the_height_and_the_curve_the_form() -> None:
     points = curve(1.0, 4.0 * 1e5**0.4, 0.4, np.linspace(1e4, 1e5, 20))
-    plain = predict_loss(points, 5_000_000, 3e5, 1e9)
-    held_out = predict_loss(points, 5_000_000, 3e5, 1e9, valid_loss=1.2 * points[-1][1])
+    plain = predict_loss(points, 5_000_000, 3e5, 1e9, PRIOR)
+    held_out = predict_loss(points, 5_000_000, 3e5, 1e9, PRIOR, valid_loss=1.2 * points[-1][1])
     assert held_out.p50 == pytest.approx(1.2 * plain.p50, rel=0.01)
     assert held_out.p90 / held_out.p10 == pytest.approx(plain.p90 / plain.p10)
-    assert predict_loss(points, 5_000_000, 1e5, 1e9, valid_loss=5.5).p50 == pytest.approx(5.5)
+    assert predict_loss(points, 5_000_000, 1e5, 1e9, PRIOR, valid_loss=5.5).p50 == pytest.approx(5.5)
 
 
 def test_a_curve_of_stale_repeats_stands_still() -> None:
     points = [(1e8 + 1e6 * step, 2.0) for step in range(8)]
-    assert predict_loss(points, 5_000_000, 2e8, unique_tokens=1e5).p50 == pytest.approx(0.96 * 2.0, rel=0.01)
+    assert predict_loss(points, 5_000_000, 2e8, unique_tokens=1e5, prior=PRIOR).p50 == pytest.approx(
+        0.96 * 2.0, rel=0.01
+    )
 
 
 def test_one_point_rests_on_the_prior() -> None:
-    found = predict_loss([(1e5, 5.0)], 5_000_000, 2e6, unique_tokens=1e9)
+    found = predict_loss([(1e5, 5.0)], 5_000_000, 2e6, unique_tokens=1e9, prior=PRIOR)
     assert 1.5 < found.p50 < 4.5
     assert found.p90 / found.p10 > 1.3
 
 
 def test_a_curve_that_falls_faster_promises_more() -> None:
     steep, flat = (
-        predict_loss(curve(1.0, 4.0 * 1e5**exponent, exponent, np.linspace(1e4, 1e5, 12)), 5_000_000, 1e6, 1e9)
+        predict_loss(curve(1.0, 4.0 * 1e5**exponent, exponent, np.linspace(1e4, 1e5, 12)), 5_000_000, 1e6, 1e9, PRIOR)
         for exponent in (0.5, 0.2)
     )
     assert steep.p50 < flat.p50
@@ -153,4 +158,4 @@ def test_a_curve_that_falls_faster_promises_more() -> None:
 )
 def test_a_useless_curve_is_refused(points: list[tuple[float, float]], problem: str) -> None:
     with pytest.raises(DataError, match=problem):
-        predict_loss(points, 1000, 1e6, 1e9)
+        predict_loss(points, 1000, 1e6, 1e9, PRIOR)

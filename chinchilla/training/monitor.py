@@ -66,7 +66,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run; its files go to `folder`."""
+    """A W&B run; its files go to `folder/wandb`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         import wandb
@@ -120,7 +120,7 @@ def open_trackers(names: Sequence[str], run: Path) -> list[Tracker]:
     """
     makers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(run / "tensorboard"),
-        "wandb": lambda: WeightsAndBiases(run / "wandb", run.name),
+        "wandb": lambda: WeightsAndBiases(run, run.name),
         "mlflow": lambda: MLflow(run.name),
     }
     trackers: list[Tracker] = []

@@ -68,7 +68,7 @@ def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
     machine = measured_machine(run, tell)
     keep_freed_memory()
     time_s = _time_budget(run, machine, begun)
-    draft = _draft(run, machine, prepared, time_s)
+    draft = draft_training(run, machine, prepared, time_s)
     _refuse_tiny(time_s, prepared, machine, draft)
     choice = choose(run, prepared, machine, draft, time_s, resident_bytes(), tell)
     release_freed_memory()
@@ -94,7 +94,7 @@ def _time_budget(run: Run, machine: Machine, begun: float) -> float:
     return run.budget.flops / (PEAK_SHARE * machine.flops_per_s(machine.fastest_precision()))
 
 
-def _draft(run: Run, machine: Machine, prepared: Prepared, time_s: float) -> Training:
+def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float) -> Training:
     """The settings that do not depend on the shape; steps and intervals are filled in at the end."""
     fixed = run.train
     flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())

@@ -4,9 +4,11 @@
     model.safetensors    the weights, tied ones once
     tokenizer.json       of Hugging Face tokenizers
     README.md            the model card
+    SHA256SUMS           their hashes; what is read is compared with them where they are there
 
 Read: our own folders, Llama, Marian and BERT folders, and GGUF files of the Llama architecture. Written: our own,
-Llama and Marian. Nothing here unpickles: a folder with only `pytorch_model.bin` is refused.
+Llama and Marian. Nothing here unpickles: a folder with only `pytorch_model.bin` is refused. No memory is taken for a
+model before its `config.json` was held against the tensors that the file has.
 """
 
 import json
@@ -18,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,17 +28,35 @@ from torch import Tensor
 from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.config.shape import Shape
 from chinchilla.models import bert, llama, marian, quantized
+from chinchilla.models.folder import (
+    CARD,
+    CHAT_TEMPLATE,
+    CONFIG,
+    INDEX,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+    is_there,
+    read_json,
+    read_text,
+    refuse_pickle,
+    weight_files,
+)
 from chinchilla.models.gguf import read_gguf
 from chinchilla.models.transformer import Transformer
-from chinchilla.models.weights import Layout, fill_, own_tensors, pieces, read_safetensors
+from chinchilla.models.weights import (
+    Layout,
+    check_fit,
+    check_shape,
+    fill_,
+    own_tensors,
+    pieces,
+    read_safetensors,
+)
 from chinchilla.store.atomic import failures_named, sync_folder, write_new
+from chinchilla.store.sums import check_sums, write_sums
 
 MODEL_TYPE = "chinchilla"
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-TOKENIZER = "tokenizer.json"
-CARD = "README.md"
 
 
 class Loaded(NamedTuple):
@@ -139,6 +160,7 @@ def _write(
         for name, text in texts.items():
             if text is not None:
                 write_new(building / name, [text.encode("utf-8")])
+        write_sums(building)
 
 
 def _refuse_other_folders(folder: Path) -> None:
@@ -172,96 +194,104 @@ def read_model(path: Path) -> Loaded:
 
     Raises:
         UsageError: there is no model, or one of a family or with a part that is not supported; it is named.
-        FaultError: a file is damaged, or a tensor does not fit the shape; it is named.
+        FaultError: a file is damaged or a link that leads out, or a tensor does not fit the shape; it is named.
     """
     if path.suffix == ".gguf" and path.is_file():
         return _read_gguf(path)
     config = _read_config(path)
+    check_sums(path, (CONFIG, INDEX, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE))
     kind = config.get("model_type")
     if kind == MODEL_TYPE:
-        model = Transformer(_own_shape(config, path / CONFIG))
-        if "quantization" in config:
-            quantized.rebuild_(model, config["quantization"])
-        fill_(model, _read_tensors(path), str(path / WEIGHTS))
-    elif kind in FAMILIES:
+        model = _fitted(_own_shape(config, path / CONFIG), _read_tensors(path), path / WEIGHTS, config)
+    elif isinstance(kind, str) and kind in FAMILIES:
         family = FAMILIES[kind]
         shape = _family_shape(family, config, path / CONFIG)
-        model = Transformer(shape)
         tensors = family.prepare(_read_tensors(path))
-        fill_(model, tensors, str(path / WEIGHTS), family.layout(shape), family.is_spare)
+        model = _fitted(shape, tensors, path / WEIGHTS, {}, family.layout, family.is_spare)
     else:
         raise UsageError(f"{path / CONFIG}: model_type {kind!r} is not one of {', '.join((MODEL_TYPE, *FAMILIES))}")
-    tokenizer = path / TOKENIZER
-    return Loaded(
-        model.eval(),
-        model.shape,
-        config | _chat_template(path),
-        tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
-    )
+    return Loaded(model, model.shape, config | _chat_template(path), read_text(path, TOKENIZER))
 
 
 def _read_gguf(path: Path) -> Loaded:
     file = read_gguf(path)
-    model = Transformer(file.shape)
-    fill_(model, file.tensors, str(path), llama.layout(file.shape))
+    model = _fitted(file.shape, file.tensors, path, {}, llama.layout)
     config = {name: value for name, value in file.fields.items() if not name.startswith(("tokenizer.ggml.", "GGUF."))}
     if "tokenizer.chat_template" in config:
         config["chat_template"] = config["tokenizer.chat_template"]
-    return Loaded(model.eval(), file.shape, config, file.tokenizer_json)
+    return Loaded(model, file.shape, config, file.tokenizer_json)
+
+
+def _fitted(
+    shape: Shape,
+    tensors: Mapping[str, Tensor],
+    where: Path,
+    config: Mapping[str, Any],
+    layout: Callable[[Shape], Layout] | None = None,
+    is_spare: Callable[[str], bool] = lambda name: False,
+) -> Transformer:
+    """The model of this shape with these tensors, once it is known that they fit it."""
+
+    def make() -> Transformer:
+        model = Transformer(shape)
+        if "quantization" in config:
+            quantized.rebuild_(model, config["quantization"])
+        return model
+
+    check_shape(shape, tensors, str(where))
+    names = None if layout is None else layout(shape)
+    with torch.device("meta"):  # names and sizes alone, no memory
+        sketch = make()
+    check_fit(sketch, tensors, str(where), names, is_spare)
+    model = make()
+    fill_(model, tensors, str(where), names, is_spare)
+    return model.eval()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    refuse_pickle(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such model folder or .gguf file")
-    if not (folder / CONFIG).is_file():
+    if not is_there(folder, CONFIG):
         raise UsageError(f"{folder}: not a model folder, {CONFIG} is missing; a run's model lies in its folder model/")
-    return _read_json(folder / CONFIG)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FaultError(f"{path}: damaged: {error}; get the file anew") from None
-    if not isinstance(content, dict):
-        raise FaultError(f"{path}: damaged: not a JSON object; get the file anew")
-    return content
+    return read_json(folder, CONFIG)
 
 
 def _own_shape(config: Mapping[str, Any], where: Path) -> Shape:
     try:
-        return Shape.model_validate(config.get("shape"))
+        shape = Shape.model_validate(config.get("shape"))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(["shape", *map(str, problem["loc"])])
         raise FaultError(f"{where}: {key}: {problem['msg']}; the file is damaged or of another version") from None
+    if not all(0 <= number < shape.vocab_size for number in (shape.pad_id, shape.bos_id, shape.eos_id)):
+        raise FaultError(f"{where}: shape: pad_id, bos_id and eos_id must be below vocab_size; the file is damaged")
+    return shape
 
 
 def _family_shape(family: Family, config: Mapping[str, Any], where: Path) -> Shape:
     try:
         return family.read_shape(config, str(where))
     except ValidationError as error:
-        raise UsageError(f"{where}: {error.errors()[0]['msg']}") from None
+        problem = error.errors()[0]
+        raise UsageError(f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise FaultError(f"{where}: a setting is of the wrong kind: {error}; get the file anew") from None
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The folder's one safetensors file, or the several that an index names."""
-    names = [WEIGHTS]
-    if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
-        names = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+    """The tensors of all the folder's safetensors files."""
+    files = weight_files(folder)
+    check_sums(folder, [file.name for file in files])
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise UsageError(f"{folder}: {name} is missing; weights are read from safetensors, never from pickles")
-        tensors |= read_safetensors(folder / name)
+    for file in files:
+        tensors |= read_safetensors(file)
     return tensors
 
 
 def _chat_template(folder: Path) -> dict[str, str]:
     """The chat template as transformers keeps it: a file of its own, or in the tokenizer's settings."""
-    if (folder / "chat_template.jinja").is_file():
-        return {"chat_template": (folder / "chat_template.jinja").read_text(encoding="utf-8")}
-    if (folder / "tokenizer_config.json").is_file():
-        template = _read_json(folder / "tokenizer_config.json").get("chat_template")
-        return {"chat_template": template} if isinstance(template, str) else {}
-    return {}
+    template = read_text(folder, CHAT_TEMPLATE)
+    if template is None:
+        template = read_json(folder, TOKENIZER_CONFIG).get("chat_template")
+    return {"chat_template": template} if isinstance(template, str) else {}

@@ -10,6 +10,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chinchilla.config.errors import FaultError, UsageError
+from chinchilla.config.shape import Shape
+
+MIN_LAYER_TENSORS = 6
+"""Two norms, the projections in and out of attention, and two of the inner layer: what every block has."""
+
+MAX_NUMBERS = 1 << 50
+"""In one matrix; more is no model's, and sizes near 2^63 overflow."""
+
+MAX_TABLE = 1 << 27
+"""Numbers in a table of positions that is computed, not read; half a GB."""
+
+MAX_HEADER_BYTES = 8 << 20
+"""Longer headers take the parser seconds (400,000 entries: 4 s), and no model has one."""
 
 
 class Piece(NamedTuple):
@@ -44,15 +57,34 @@ def pieces(model: nn.Module, layout: Layout | None = None) -> Iterator[tuple[str
             yield from ((piece.name, view) for piece, view in zip(layout[name], views, strict=True))
 
 
-@torch.no_grad()
-def fill_(
+def check_shape(shape: Shape, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a shape that cannot be sketched: far more layers than the file has, or sizes that overflow.
+
+    What passes takes no memory on the meta device, where `check_fit` compares it tensor by tensor.
+
+    Raises:
+        FaultError: the shape is not that of these tensors.
+    """
+    layers = shape.num_encoder_layers + shape.num_decoder_layers
+    inner = max(shape.num_heads * shape.head_dim * 3, shape.ffn_dim * 2)
+    largest = shape.dim * max(shape.vocab_size, shape.max_len, inner)
+    if layers * MIN_LAYER_TENSORS > 2 * len(tensors) or largest > MAX_NUMBERS:
+        raise FaultError(
+            f"{where}: holds {len(tensors):,} tensors, config.json says {layers:,} layers with matrices of up to "
+            f"{largest:,} numbers; one of the two is another model's, or damaged"
+        )
+    if shape.position == "sinusoidal" and shape.max_len * shape.dim > MAX_TABLE:
+        raise FaultError(f"{where}: max_len {shape.max_len:,} makes a table of positions too large; it is damaged")
+
+
+def check_fit(
     model: nn.Module,
     tensors: Mapping[str, Tensor],
     where: str,
     layout: Layout | None = None,
     is_spare: Callable[[str], bool] = lambda name: False,
-) -> None:
-    """Copy `tensors` into `model`, in the model's precision.
+) -> dict[str, Tensor]:
+    """Compare `tensors` with what `model` wants, which may be on the meta device; give the wanted views by name.
 
     `is_spare` says which tensors of the file carry nothing the model needs.
 
@@ -73,6 +105,23 @@ def fill_(
         )
     for name, view in wanted.items():
         _check(name, tensors[name], view, where)
+    return wanted
+
+
+@torch.no_grad()
+def fill_(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    layout: Layout | None = None,
+    is_spare: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Copy `tensors` into `model`, in the model's precision.
+
+    Raises:
+        FaultError: as `check_fit`.
+    """
+    for name, view in check_fit(model, tensors, where, layout, is_spare).items():
         view.copy_(tensors[name])
 
 
@@ -89,12 +138,18 @@ def _check(name: str, given: Tensor, wanted: Tensor, where: str) -> None:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one file.
 
+    The library checks that each tensor has the bytes its shape needs, within the file, without gaps or overlaps.
+
     Raises:
-        FaultError: the file is truncated or not in the safetensors format.
+        FaultError: the file is truncated or not in the safetensors format, or its header is too large.
     """
     try:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise FaultError(f"{path}: damaged: a header of {header_bytes:,} bytes; at most {MAX_HEADER_BYTES:,}")
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, KeyError) as error:
         raise FaultError(f"{path}: damaged: {error}; get the file anew") from None
 
 

@@ -98,10 +98,16 @@ def verify(path: Path) -> Manifest:
     for name, stored in manifest.files.items():
         with failures_named(path / name):
             _check_size(path / name, stored)
-            with (path / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        _check_hash(path / name, stored, found)
+            found = hash_file(path / name)
+        _check_hash(path / name, stored, found.sha256)
     return manifest
+
+
+def hash_file(path: Path) -> StoredFile:
+    """Size and hash of a file as it lies there. Raises OSError when it cannot be read."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return StoredFile(size_bytes=file.tell(), sha256=sha256)
 
 
 def _digest(step: int, files: Mapping[str, StoredFile]) -> str:

@@ -17,10 +17,12 @@ from chinchilla.compression.quantize import Record, quantize_
 from chinchilla.config.errors import UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.units import show_bytes, show_time
-from chinchilla.models.hub import CARD, CONFIG, WEIGHTS, Loaded, read_model, write_model
+from chinchilla.models.folder import CARD, CONFIG, WEIGHTS
+from chinchilla.models.hub import Loaded, read_model, write_model
 from chinchilla.models.quantized import describe
 from chinchilla.store.atomic import failures_named, sync_folder, write_text
 from chinchilla.store.run_folder import RunFolder
+from chinchilla.store.sums import write_sums
 
 log = logging.getLogger("chinchilla")
 
@@ -119,6 +121,7 @@ def _tell(building: RunFolder, parent: RunFolder, record: Record, comparison: Co
     config = json.loads((building.model / CONFIG).read_text(encoding="utf-8"))
     write_text(building.model / CONFIG, json.dumps(config | {"metrics": comparison.after.metrics}, indent=2) + "\n")
     write_text(building.model / CARD, _card(parent, comparison))
+    write_sums(building.model)
     for source, target in ((parent.run_toml, building.run_toml), (parent.plan_json, building.plan_json)):
         write_text(target, source.read_text(encoding="utf-8"))
     write_text(building.path / "compression.json", comparison.model_dump_json(indent=2) + "\n")

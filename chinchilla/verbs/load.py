@@ -7,8 +7,9 @@ from pathlib import Path
 from chinchilla.config.errors import UsageError
 from chinchilla.config.plan import TaskName
 from chinchilla.data.tokenizer import Specials, Tokenizer
+from chinchilla.models.folder import WEIGHTS
 from chinchilla.models.generate import Sampling
-from chinchilla.models.hub import WEIGHTS, read_model
+from chinchilla.models.hub import read_model
 from chinchilla.models.quantized import num_params
 from chinchilla.models.transformer import Transformer
 from chinchilla.serving.answerer import Card

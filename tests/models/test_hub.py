@@ -37,7 +37,9 @@ def make(**rest: Any) -> Transformer:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """A folder without hashes, as from elsewhere: what else is wrong with a file must be seen too."""
     write_model(tmp_path / "model", make())
+    (tmp_path / "model" / "SHA256SUMS").unlink()
     return tmp_path / "model"
 
 

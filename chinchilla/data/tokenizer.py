@@ -12,6 +12,7 @@ from chinchilla.config.errors import UsageError
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<mask>")
 SAMPLE_BYTES = 20_000_000
+MAX_FILE_BYTES = 256 << 20
 _REPLACEMENT = "\ufffd"
 
 
@@ -69,6 +70,8 @@ class Tokenizer:
             UsageError: a file that is missing, malformed, or without the special tokens.
         """
         try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise UsageError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, which no tokenizer is")
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: cannot be read as a tokenizer: {error}") from None
@@ -87,7 +90,9 @@ class Tokenizer:
         """
         try:
             backend = Backend.from_str(text)
-        except Exception as error:  # noqa: BLE001 (the library raises nothing narrower)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 (the library raises nothing narrower; its panics are no Exception)
             raise UsageError(
                 f"{name}: not a tokenizer.json ({error}); give one as the tokenizers library saves it"
             ) from None

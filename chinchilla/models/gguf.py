@@ -1,17 +1,20 @@
 """Read a GGUF file (llama.cpp's format) of the Llama architecture, dequantised to fp32."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
-from chinchilla.config.errors import FaultError, UsageError
+from chinchilla.config.errors import ChinchillaError, FaultError, UsageError
 from chinchilla.config.shape import Shape
+from chinchilla.models.gguf_header import check_header
 from chinchilla.models.weights import need, refuse
 
 CONTROL, USER_DEFINED = 3, 4
@@ -56,14 +59,32 @@ def read_gguf(path: Path) -> Gguf:
     """
     library = _library()
     try:
+        check_header(path, library.GGML_QUANT_SIZES)
         reader = library.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise FaultError(f"{path}: not a whole GGUF file: {error}; get the file anew") from None
     stored = {item.name: item for item in reader.tensors}
-    shape = _read_shape(fields, "output.weight" in stored, str(path))
-    tensors = {_name(name, path): _read_tensor(library, item, shape, path) for name, item in stored.items()}
-    return Gguf(shape, tensors, fields, _tokenizer(fields, str(path)).to_str())
+    with _settings_named(path):
+        shape = _read_shape(fields, "output.weight" in stored, str(path))
+        tensors = {_name(name, path): _read_tensor(library, item, shape, path) for name, item in stored.items()}
+        tokenizer_json = _tokenizer(fields, str(path)).to_str()
+    return Gguf(shape, tensors, fields, tokenizer_json)
+
+
+@contextmanager
+def _settings_named(path: Path) -> Iterator[None]:
+    """Settings of the wrong kind or size are a fault of the file, wherever they come to light."""
+    try:
+        yield
+    except ChinchillaError:
+        raise
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise FaultError(f"{path}: damaged: {place}: {problem['msg']}; get the file anew") from None
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise FaultError(f"{path}: damaged: its settings do not fit together: {error}; get the file anew") from None
 
 
 def _library() -> ModuleType:
@@ -133,8 +154,8 @@ def _tokenizer(fields: Mapping[str, Any], where: str) -> Tokenizer:
     kind, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "gpt-2")
     refuse({f"tokenizer {kind!r}": kind != "gpt2", f"pre-tokenizer {cut!r}": cut not in DIGITS}, where)
     tokens = need(fields, "tokenizer.ggml.tokens", where)
-    merges = [tuple(pair.split(" ", 1)) for pair in need(fields, "tokenizer.ggml.merges", where)]
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    merges = [pair.partition(" ")[::2] for pair in need(fields, "tokenizer.ggml.merges", where)]
+    tokenizer = Tokenizer(_bpe(tokens, merges, where))
     pattern = pre_tokenizers.ByteLevel(add_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix", False)))
     digits = DIGITS[cut]
     tokenizer.pre_tokenizer = pattern if digits is None else pre_tokenizers.Sequence([digits, pattern])
@@ -150,3 +171,10 @@ def _tokenizer(fields: Mapping[str, Any], where: str) -> Tokenizer:
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokens.index(bos))]
         )
     return tokenizer
+
+
+def _bpe(tokens: Sequence[str], merges: Sequence[tuple[str, str]], where: str) -> models.BPE:
+    try:
+        return models.BPE({token: index for index, token in enumerate(tokens)}, merges)
+    except Exception as error:  # noqa: BLE001 (the library raises nothing narrower)
+        raise FaultError(f"{where}: damaged: its tokens and merges are no tokenizer: {error}") from None

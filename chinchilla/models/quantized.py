@@ -286,8 +286,7 @@ def rebuild_(model: Transformer, quantization: Mapping[str, Any]) -> None:
     Raises:
         UsageError: the folder is of a scheme that this version does not know.
     """
-    if quantization.get("scheme") != SCHEME:
-        raise UsageError(
-            f"quantization scheme {quantization.get('scheme')!r} is not one of {SCHEME}; a newer chinchilla made it"
-        )
+    scheme = quantization.get("scheme") if isinstance(quantization, Mapping) else quantization
+    if scheme != SCHEME:
+        raise UsageError(f"quantization scheme {scheme!r} is not one of {SCHEME}; a newer chinchilla made it")
     replace_(model, matrices(model))

@@ -1,16 +1,17 @@
 """Open a trained model to ask it things: `chinchilla predict`, `evaluate`, `serve`, and `chinchilla.load`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from chinchilla.config.errors import UsageError
+from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.config.plan import TaskName
 from chinchilla.data.tokenizer import Specials, Tokenizer
-from chinchilla.models.folder import WEIGHTS
+from chinchilla.models.folder import TOKENIZER, WEIGHTS
 from chinchilla.models.generate import Sampling
 from chinchilla.models.hub import read_model
-from chinchilla.models.quantized import num_params
+from chinchilla.models.quantized import describe, num_params
 from chinchilla.models.transformer import Transformer
 from chinchilla.serving.answerer import Card
 from chinchilla.serving.decoding import TokenDecoding
@@ -73,7 +74,12 @@ def load(path: Path) -> Model:
     shape = loaded.shape
     specials = Specials(shape.pad_id, shape.bos_id, shape.eos_id, shape.pad_id)
     own = loaded.config.get("model_type") == "chinchilla"
-    tokenizer = Tokenizer.from_json(loaded.tokenizer_json, None if own else specials)
+    tokenizer = Tokenizer.from_json(loaded.tokenizer_json, None if own else specials, f"{folder}/{TOKENIZER}")
+    if own and tokenizer.vocab_size > shape.vocab_size:
+        raise FaultError(
+            f"{folder}: tokenizer.json has ids up to {tokenizer.vocab_size - 1}, the model knows {shape.vocab_size}; "
+            "one of the two is another model's"
+        )
     model = loaded.model
     return Model(
         Card(
@@ -81,11 +87,18 @@ def load(path: Path) -> Model:
             task=task,
             num_params=num_params(model),
             size_bytes=weights.stat().st_size if weights.is_file() else 0,
-            precision=loaded.config.get("quantization", {}).get("scheme", "fp32"),
+            precision=(describe(model) or {"scheme": "fp32"})["scheme"],
             max_len=shape.max_len,
             created=int(weights.stat().st_mtime) if weights.is_file() else 0,
-            metrics=loaded.config.get("metrics", {}),
+            metrics=_metrics(loaded.config),
         ),
         model,
         tokenizer,
     )
+
+
+def _metrics(config: Mapping[str, Any]) -> dict[str, float]:
+    """The scores that a folder of ours says it has; what is no number is left out."""
+    given = config.get("metrics")
+    pairs = given.items() if isinstance(given, dict) else ()
+    return {name: float(value) for name, value in pairs if isinstance(value, int | float)}

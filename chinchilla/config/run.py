@@ -33,7 +33,8 @@ class Data(Frozen):
     text: str = Field("text", description="column of the text (JSONL, Parquet)")
     group: str = Field("group", description="column naming the document a row belongs to, for splitting")
     invalid: Literal["refuse", "skip"] = Field(
-        "refuse", description="a malformed row: stop and name it, or leave it out and count it"
+        "refuse",
+        description="a malformed row: stop and name it, or leave it out and count it (at most a tenth of the rows)",
     )
 
 

@@ -89,6 +89,11 @@ def read_documents(files: Files, data: Data, on_invalid: OnInvalid = refuse) -> 
     return _some(documents, files)
 
 
+def is_plain_text(files: Files, data: Data) -> bool:
+    """Whether an example is made of several rows: of the lines of a text file, up to a blank one."""
+    return not isinstance(files, tuple) and _format(files, data) == "text"
+
+
 def _format(path: Path, data: Data) -> Format:
     kind = data.format or ENDINGS.get(path.suffix.lower())
     if kind is None:

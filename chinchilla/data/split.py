@@ -18,11 +18,16 @@ from numpy.typing import NDArray
 from chinchilla.config.errors import DataError
 from chinchilla.config.run import Data, Files
 from chinchilla.data.examples import Document, Example, Pair, key
-from chinchilla.data.readers import read_documents, read_pairs, refuse
+from chinchilla.data.readers import is_plain_text, read_documents, read_pairs, refuse
 from chinchilla.data.rows import OnInvalid
 
 HELD_OUT_SHARE = 0.05
 MAX_HELD_OUT = 2000
+
+MAX_SKIPPED = 0.1
+"""The largest share of a file's rows that `data.invalid=skip` leaves out."""
+
+NAMED_SKIPS = 5
 
 log = logging.getLogger("chinchilla")
 
@@ -127,26 +132,45 @@ def _split(read: Callable[..., Iterator[Example]], data: Data, seed: int) -> Spl
 def _index(read: Callable[..., Iterator[Example]], files: Files, data: Data, seed: int) -> _Index:
     salt = (seed % 2**64).to_bytes(8, "little")
     keys, groups = array("Q"), array("Q")
-    skips = _Skips()
+    skips = _Skips(by_line=is_plain_text(files, data))
     for example in read(on_invalid=refuse if data.invalid == "refuse" else skips):
         text = key(example)
         keys.append(_hash(text, b""))
         groups.append(_hash(example.group or text, salt))
-    if skips.count:
-        log.warning("%s: left out %d malformed rows and kept %d", files, skips.count, len(keys))
+        skips.keep(example)
+    skips.judge(" and ".join(map(str, files if isinstance(files, tuple) else (files,))))
     return _Index(np.array(keys, dtype=np.uint64), np.array(groups, dtype=np.uint64))
 
 
 @dataclass
 class _Skips:
-    """Counts the malformed rows, and reports the first at once."""
+    """Counts malformed rows beside good ones, names the first few at once, and refuses too large a share."""
 
+    by_line: bool
     count: int = 0
+    kept: int = 0
+    first: str = ""
 
     def __call__(self, error: DataError) -> None:
         self.count += 1
-        if self.count == 1:
-            log.warning("leaving out malformed rows; the first: %s", error)
+        self.first = self.first or str(error)
+        if self.count <= NAMED_SKIPS:
+            log.warning("leaving out a malformed row: %s", error)
+
+    def keep(self, example: Example) -> None:
+        """Count the rows that a good example was made of."""
+        self.kept += example[0].count("\n") + 1 if self.by_line else 1
+
+    def judge(self, files: str) -> None:
+        """Tell how many were left out, or refuse them."""
+        if not self.count:
+            return
+        if self.count > MAX_SKIPPED * (self.count + self.kept):
+            raise DataError(
+                f"{files}: {self.count} of {self.count + self.kept} rows are malformed, more than a tenth, which is no "
+                f"slip but another format or a damaged file; the first: {self.first}"
+            )
+        log.warning("%s: left out %d malformed rows and kept %d", files, self.count, self.kept)
 
 
 def _hash(text: str, salt: bytes) -> int:

@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PIECE_TOKENS = 512
-"""Positions whose logits exist at one time; 512 × 8,192 in bf16 stays inside a core's cache."""
+PIECE_TOKENS = 1024
+"""Positions whose logits exist at one time."""
+
+CHUNK_ROWS = 32
+"""Positions whose chances exist at one time: 32 × 8,192 in fp32 stay inside a core's cache."""
 
 ROUND_TOKENS = 128
 """Labelled positions are filled up to a multiple of this."""
@@ -19,7 +22,8 @@ IGNORE = -100
 class _TokenLoss(torch.autograd.Function):
     """Cross-entropy of a linear head in pieces: neither the logits nor their gradient ever exist whole.
 
-    The gradients are made in the forward pass, while each piece is in cache, and scaled in the backward pass.
+    The gradients are made in the forward pass, in the logits' place, and scaled in the backward pass. Matrix products
+    take large pieces, since each prepares its weight anew; what is done to each logit takes chunks that stay in cache.
     """
 
     @staticmethod
@@ -36,35 +40,26 @@ class _TokenLoss(torch.autograd.Function):
         low = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else hidden.dtype
         table = weight.to(low)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad and bias is not None else None
         total = torch.zeros((), device=hidden.device)
         plain = torch.zeros((), device=hidden.device)
         for start in range(0, len(hidden), PIECE_TOKENS):
             piece = slice(start, start + PIECE_TOKENS)
             states, wanted = hidden[piece].to(low), labels[piece]
-            logits = F.linear(states, table)
-            if bias is not None:
-                logits = logits + bias
-            chances = torch.log_softmax(logits, 1, dtype=torch.float32)
-            real = max(0, count - start)
-            missed = -chances[:real].gather(1, wanted[:real, None]).sum()
+            logits = F.linear(states, table, None if bias is None else bias.to(low))
+            missed, smoothed, scale = _chances_(logits, wanted, count - start, smoothing, grad_bias, needs_grad)
             plain += missed
-            total += missed if not smoothing else (1 - smoothing) * missed - smoothing * chances[:real].mean(1).sum()
-            if grad_hidden is None or grad_weight is None:
+            total += smoothed
+            if grad_hidden is None:
                 continue
-            gradient = chances.exp_()
-            if smoothing:
-                gradient -= smoothing / logits.shape[1]
-            gradient.scatter_add_(1, wanted[:, None], gradient.new_full((len(wanted), 1), smoothing - 1))
-            gradient[real:] = 0
-            if grad_bias is not None:
-                grad_bias += gradient.sum(0)
-            lowered = gradient.to(low)
-            grad_hidden[piece] = lowered @ table
-            grad_weight += lowered.t() @ states
-            del logits, chances, gradient, lowered  # or they would stand beside the next piece's
+            torch.mul(logits @ table, scale, out=grad_hidden[piece])
+            product = logits.t() @ (states * scale.to(low))
+            grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
+            del logits, product  # or they would stand beside the next piece's
         if needs_grad:
+            if grad_weight is None:
+                grad_weight = torch.zeros_like(weight, dtype=torch.float32)
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(plain)
         return total, plain
@@ -73,6 +68,48 @@ class _TokenLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, grad_plain: Tensor) -> Any:
         scaled = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
         return (*scaled, None, None, None, None)
+
+
+def _chances_(
+    logits: Tensor, wanted: Tensor, count: int, smoothing: float, grad_bias: Tensor | None, needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed cross-entropy of the first `count` rows, the same smoothed, and each row's factor `(rows, 1)`.
+
+    The gradient takes the place of `logits` (rows, vocab_size), but for that factor, which spares a pass over all of
+    it; a bias's is added to `grad_bias`.
+    """
+    missed, sums = logits.new_zeros((2, len(logits), 1), dtype=torch.float32)
+    smoothed = missed.clone() if smoothing else missed
+    for start in range(0, len(logits), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        at = wanted[rows, None]
+        chunk = logits[rows].float()  # the logits themselves where they are fp32
+        highest = chunk.amax(1, keepdim=True)
+        chosen = chunk.gather(1, at)
+        mean = chunk.mean(1, keepdim=True) if smoothing else None
+        chunk.sub_(highest).exp_()
+        each = torch.sum(chunk, 1, keepdim=True, out=sums[rows])
+        logs = each.log() + highest
+        missed[rows] = logs - chosen
+        if mean is not None:
+            smoothed[rows] = (1 - smoothing) * missed[rows] + smoothing * (logs - mean)
+        if needs_grad:
+            _less_wanted_(chunk, at, each, smoothing)
+            if chunk.dtype != logits.dtype:
+                logits[rows] = chunk
+            if grad_bias is not None:
+                real = each[: max(0, count - start)]
+                grad_bias += (chunk[: len(real)] / real).sum(0)
+    factors = sums.reciprocal_()
+    factors[max(0, count) :] = 0
+    return missed[: max(0, count)].sum(), smoothed[: max(0, count)].sum(), factors
+
+
+def _less_wanted_(chances: Tensor, at: Tensor, sums: Tensor, smoothing: float) -> None:
+    """Take the smoothed labels `at` (rows, 1) off chances (rows, vocab_size) that add up to `sums`."""
+    if smoothing:
+        chances -= sums * (smoothing / chances.shape[1])
+    chances.scatter_add_(1, at, (smoothing - 1) * sums)
 
 
 def _autocast(x: Tensor) -> bool:

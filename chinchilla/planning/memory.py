@@ -14,8 +14,11 @@ from chinchilla.config.shape import Shape
 from chinchilla.planning.activations import BYTES, FP32, LONGEST_PLAIN, Saved, saved
 from chinchilla.planning.count import Batch, parameters, up_width
 
-PIECE_TOKENS = 512
+PIECE_TOKENS = 1024
 """Positions whose logits exist at one time: `models.head.PIECE_TOKENS`."""
+
+CHUNK_ROWS = 32
+"""Positions whose chances exist at one time: `models.head.CHUNK_ROWS`."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +102,18 @@ def memory(
 def _logits(shape: Shape, batch: Batch, precision: Precision) -> int:
     """What lives while a piece of the logits does, beside what is saved: `models.head`, loop by loop.
 
-    A piece is there as logits and as chances (fp32), in bf16 also as rounded gradients, and goes before the next comes.
+    A piece of the logits, whose place its gradient takes, stands beside either a chunk's chances (fp32) or the table's
+    gradient from this piece; the sum of those is among what is saved. In bf16 there is a copy of the table.
     """
-    piece = min(PIECE_TOKENS, batch.head_rows) * shape.vocab_size
+    low, size = precision == "bf16", BYTES[precision]
+    piece = size * min(PIECE_TOKENS, batch.head_rows) * shape.vocab_size
     table = shape.vocab_size * shape.dim
-    states = BYTES[precision] * (batch.head_rows + (batch.target_rows or batch.source_rows)) * shape.dim
-    if precision == "bf16":
-        return states + 2 * table + max(8 * piece + 6 * table, 10 * piece)
-    return states + FP32 * (2 * piece + table)
+    states = size * (batch.head_rows + (batch.target_rows or batch.source_rows)) * shape.dim
+    several = batch.head_rows > PIECE_TOKENS
+    chunk = (FP32 * CHUNK_ROWS * shape.vocab_size if low else 0) - (0 if several else FP32 * table)
+    # What is added to fp32 sums from bf16 is raised to fp32 before.
+    product = (size * table if low or several else 0) + (FP32 * table if low and several else 0)
+    return states + piece + (size * table if low else 0) + max(chunk, product)
 
 
 def _backward(

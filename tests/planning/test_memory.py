@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from chinchilla.config.shape import Shape
 from chinchilla.models.attention import LONGEST_PLAIN
-from chinchilla.models.head import PIECE_TOKENS, ROUND_TOKENS
+from chinchilla.models.head import CHUNK_ROWS, PIECE_TOKENS, ROUND_TOKENS
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning import activations, count
 from chinchilla.planning import memory as planned
@@ -138,6 +138,7 @@ def test_saved_bytes_are_the_sum_over_operators() -> None:
 
 def test_the_constants_are_those_of_the_model() -> None:
     assert planned.PIECE_TOKENS == PIECE_TOKENS
+    assert planned.CHUNK_ROWS == CHUNK_ROWS
     assert count.ROUND_TOKENS == ROUND_TOKENS
     assert activations.LONGEST_PLAIN == LONGEST_PLAIN
 

@@ -30,3 +30,9 @@ class BudgetError(ChinchillaError):
 
 class FaultError(ChinchillaError):
     """A machine or file that failed: damaged checkpoint, taken port, full disk (exit code 5)."""
+
+
+class StoppedError(ChinchillaError):
+    """The user asked a run to stop, and it did, in good order (exit code 130, or 143 for SIGTERM)."""
+
+    exit_code = 130

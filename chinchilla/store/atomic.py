@@ -1,5 +1,6 @@
 """Files that are the old ones or the new ones, never half of each."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -9,15 +10,27 @@ from pathlib import Path
 
 from chinchilla.config.errors import FaultError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFullError(FaultError):
+    """A write that found no room: the disk, a quota or a limit on file size is full. What was there stands."""
+
 
 @contextmanager
 def failures_named(path: Path) -> Iterator[None]:
-    """Turn an operating system's error inside the block into a FaultError that names `path`."""
+    """Turn an operating system's error inside the block into a FaultError that names `path`.
+
+    Raises:
+        DiskFullError: there was no room.
+        FaultError: anything else that the system refused.
+    """
     try:
         yield
     except OSError as error:
         where = error.filename or path
-        raise FaultError(
+        kind = DiskFullError if error.errno in _FULL else FaultError
+        raise kind(
             f"{where}: {error.strerror or error}; check the disk's free space and the folder's permissions"
         ) from error
 

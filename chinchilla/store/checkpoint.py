@@ -20,7 +20,7 @@ from torch import Tensor
 
 from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.config.units import show_bytes
-from chinchilla.store.atomic import failures_named, make_folder, sync_folder, write_new
+from chinchilla.store.atomic import DiskFullError, failures_named, make_folder, sync_folder, write_new
 from chinchilla.store.manifest import (
     FOLDER,
     GROUP,
@@ -67,7 +67,8 @@ def save(
     damaged ones of later steps, which are lost work.
 
     Raises:
-        FaultError: the disk is full or failing; the checkpoints that were there are untouched.
+        DiskFullError: there is no room; the checkpoints that were there are untouched.
+        FaultError: the disk is failing; they are untouched too.
         UsageError: the folder holds a whole checkpoint of a later step.
         ValueError, TypeError: `keep`, a group's name, a tensor or the state cannot be saved.
     """
@@ -112,15 +113,20 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(manifest.step, tensors, state)
 
 
-def latest(folder: Path, on_damage: Callable[[Path, str], None]) -> Checkpoint | None:
+def latest(
+    folder: Path, on_damage: Callable[[Path, str], None], rank: Callable[[dict[str, Any]], int] | None = None
+) -> Checkpoint | None:
     """The newest whole checkpoint in `folder`; `on_damage(path, reason)` is told of every damaged one passed over.
 
-    None only when there is no checkpoint at all.
+    With `rank`, the newest of those whose state ranks highest. None only when there is no checkpoint at all.
 
     Raises:
         FaultError: there are checkpoints and all are damaged.
     """
     found = _committed(folder)
+    if rank is not None:
+        # Sorting keeps the order of equals: the newest first. A damaged one is found and told when it is loaded.
+        found.sort(key=lambda item: -_rank(item[1], rank))
     for _, path in found:
         try:
             return load(path)
@@ -131,6 +137,29 @@ def latest(folder: Path, on_damage: Callable[[Path, str], None]) -> Checkpoint |
             f"{folder}: all {len(found)} checkpoints are damaged; restore one from a copy, or train anew in a new run"
         )
     return None
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps than `step`, of a course that is given up, the newest first.
+
+    Raises:
+        FaultError: they cannot be removed.
+    """
+    later = [path for number, path in _committed(folder) if number > step]
+    with failures_named(folder):
+        for path in later:
+            _remove(path)
+        if later:
+            sync_folder(folder)
+
+
+def _rank(path: Path, rank: Callable[[dict[str, Any]], int]) -> int:
+    """The rank of a checkpoint's state, read without its tensors; a damaged one's is the lowest."""
+    try:
+        stored = read_manifest(path).files[STATE]
+        return rank(_parse_state(path / STATE, read_file(path / STATE, stored)))
+    except FaultError:
+        return -1
 
 
 def _committed(folder: Path) -> list[tuple[int, Path]]:
@@ -188,7 +217,9 @@ def _require_space(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) ->
     need = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise FaultError(f"{folder}: a checkpoint needs {show_bytes(need)}, the disk has {show_bytes(free)} free")
+        raise DiskFullError(
+            f"{folder}: disk full: a checkpoint needs {show_bytes(need)}, the disk has {show_bytes(free)} free"
+        )
 
 
 def _write(building: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +21,10 @@ from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.load import Loaded, load_run, to_toml
 from chinchilla.config.plan import Plan
+from chinchilla.config.units import show_bytes
 from chinchilla.store import journal
 from chinchilla.store.atomic import failures_named, make_folder, sync_folder, write_text
+from chinchilla.store.guard import refuse_links
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _PACKAGES = ("chinchilla-ml", "torch", "numpy", "safetensors", "tokenizers", "pydantic", "pyarrow", "sacrebleu")
@@ -48,9 +52,7 @@ class RunFolder:
             path = _make_numbered(runs, name)
             sync_folder(runs)
         except OSError as error:
-            raise UsageError(
-                f"runs: no run folder can be made in {runs}: {error.strerror or error}; choose another with runs=FOLDER"
-            ) from error
+            raise _unusable(runs, error) from error
         return cls(path)
 
     @classmethod
@@ -59,6 +61,7 @@ class RunFolder:
 
         Raises:
             UsageError: it is missing or lacks what makes a run folder; the message names it and what to do.
+            FaultError: a link in it leads what is written elsewhere.
         """
         folder = cls(path)
         if not path.is_dir():
@@ -69,6 +72,7 @@ class RunFolder:
                 f"{path}: not a run folder, {' and '.join(missing)} missing{_known(path)}; "
                 "`chinchilla train` and `chinchilla compress` make one"
             )
+        refuse_links(path)
         return folder
 
     def discard(self) -> None:
@@ -179,12 +183,26 @@ class RunFolder:
         }
         write_text(self.env_json, json.dumps(values, indent=2) + "\n")
 
+    def require_there(self) -> None:
+        """Refuse to write into a folder that was moved or deleted, which would make half of it anew.
+
+        Raises:
+            FaultError: it is gone.
+        """
+        if not self.path.is_dir():
+            raise FaultError(
+                f"{self.path}: the run folder is gone; if it was moved, bring it back or go on where it is now: "
+                "`chinchilla train --resume RUN`"
+            )
+
     def log_metrics(self, **values: Any) -> None:
         """Append a line to `metrics.jsonl`."""
+        self.require_there()
         journal.append(self.metrics, values)
 
     def log_event(self, kind: str, **values: Any) -> None:
         """Append a line to `events.jsonl`: the time (UTC, ISO 8601), the kind, and `values`."""
+        self.require_there()
         journal.append(self.events, {"time": _now(), "kind": kind, **values})
 
     def log_prediction(self, name: str, predicted: Estimate, measured: float, unit: str) -> None:
@@ -205,6 +223,45 @@ class RunFolder:
             FaultError: `metrics.jsonl` is damaged before its last line.
         """
         return journal.cut(self.metrics, lambda record: record.get("step", 0) <= step)
+
+
+def require_writable(runs: Path) -> None:
+    """Refuse a folder of runs that cannot be written, before anything is spent; nothing is left behind.
+
+    Raises:
+        UsageError: neither it nor, where it is still to be made, what it would lie in can be written.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=_existing(runs)):
+            pass
+    except OSError as error:
+        raise _unusable(runs, error) from error
+
+
+def require_room(runs: Path, size_bytes: int, what: str) -> None:
+    """Refuse a disk with too little room for `what`.
+
+    Raises:
+        FaultError: fewer than `size_bytes` are free.
+    """
+    free = shutil.disk_usage(_existing(runs)).free
+    if free < size_bytes:
+        raise FaultError(
+            f"runs: {what} take {show_bytes(size_bytes)}, and the disk of {runs} has {show_bytes(free)} free; "
+            "make room or choose another with runs=FOLDER"
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The path itself, or what it would lie in."""
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def _unusable(runs: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"runs: no run folder can be made in {runs}: {error.strerror or error}; choose another with runs=FOLDER"
+    )
 
 
 def _make_numbered(runs: Path, name: str) -> Path:

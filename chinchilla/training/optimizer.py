@@ -1,5 +1,6 @@
 """Optimizers: AdamW (Loshchilov 2019), or Muon (Jordan 2024) for the matrices inside blocks and AdamW for the rest."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ class Optimizer:
         else:
             groups.append({"params": matrices, "lr": training.learning_rate, "weight_decay": training.weight_decay})
         self.parts.append(torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), fused=True))
+        self._names = _names(model, self.parts)
         self.peak_rates = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
     def step(self, scale: float) -> None:
@@ -44,24 +46,35 @@ class Optimizer:
         self.workers.map(_update, self.parts)
 
     def state(self) -> dict[str, Tensor]:
-        """The state as tensors named `part.parameter.name`; a step's scalars are tensors too."""
+        """The state as tensors named `parameter.value`, however many parts there are; a step's scalars are tensors."""
         return {
-            f"{index}.{parameter}.{name}": torch.as_tensor(value)
-            for index, part in enumerate(self.parts)
-            for parameter, values in part.state_dict()["state"].items()
+            f"{names[index]}.{name}": torch.as_tensor(value)
+            for names, part in zip(self._names, self.parts, strict=True)
+            for index, values in part.state_dict()["state"].items()
             for name, value in values.items()
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""
-        for index, part in enumerate(self.parts):
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            parameter, _, name = self._renamed(key).rpartition(".")
+            found.setdefault(parameter, {})[name] = tensor
+        for names, part in zip(self._names, self.parts, strict=True):
             own = part.state_dict()
-            own["state"] = {}
-            for key, tensor in tensors.items():
-                number, parameter, name = key.split(".")
-                if int(number) == index:
-                    own["state"].setdefault(int(parameter), {})[name] = tensor
+            own["state"] = {index: found[name] for index, name in enumerate(names) if name in found}
             part.load_state_dict(own)
+
+    def _renamed(self, key: str) -> str:
+        """The key as it is written now: the first checkpoints had numbers, `part.parameter.value`."""
+        old = re.fullmatch(r"([0-9]+)\.([0-9]+)\.(\w+)", key)
+        return f"{self._names[int(old[1])][int(old[2])]}.{old[3]}" if old else key
+
+
+def _names(model: nn.Module, parts: list[torch.optim.Optimizer]) -> list[list[str]]:
+    """The parameters' names in the order in which each part numbers them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names[id(each)] for group in part.param_groups for each in group["params"]] for part in parts]
 
 
 def _muon(matrices: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

@@ -23,3 +23,8 @@ def rate_scale(step: int, training: Training) -> float:
         return min(1.0, left / max(1, round(training.decay_fraction * training.steps)))
     progress = 1 - left / max(1, training.steps - training.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def settling_steps(training: Training) -> int:
+    """Steps after which the speed is known: the first ones are slow, while kernels and caches are made."""
+    return min(max(8, training.steps // 20), 50)

@@ -1,77 +1,50 @@
 """The training loop: one path for every model and task, resumable bit for bit."""
 
 import contextlib
+import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from chinchilla.config.errors import FaultError
+from chinchilla.config.errors import FaultError, StoppedError
 from chinchilla.config.plan import Training
 from chinchilla.data.batches import Batches
 from chinchilla.data.packing import Rows
-from chinchilla.data.stream import Item, Position, stream
+from chinchilla.data.stream import Item, stream
 from chinchilla.models.transformer import Transformer
 from chinchilla.store import checkpoint
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.tasks.task import Batch, Loss, Objective, Task, num_tokens
 from chinchilla.training.monitor import Monitor, Tracker
 from chinchilla.training.optimizer import Optimizer
-from chinchilla.training.schedule import decay_start, rate_scale
-from chinchilla.training.workers import Workers
+from chinchilla.training.progress import Outcome, Progress, Review, Step
+from chinchilla.training.records import Records
+from chinchilla.training.rollback import MOST_ROLLBACKS, given_up, newest_good
+from chinchilla.training.saver import Saver, Snapshot
+from chinchilla.training.schedule import decay_start, rate_scale, settling_steps
+from chinchilla.training.snapshot import (
+    Weights,
+    all_finite,
+    copy_weights,
+    learned,
+    load_random_state,
+    load_weights,
+    random_state,
+)
+from chinchilla.training.watch import DivergedError, Watch, require_finite
+from chinchilla.training.workers import Workers, worker_count
 
-Weights = dict[str, Tensor]
+log = logging.getLogger("chinchilla")
 
 VALID_BATCHES = 32
 """Micro-batches of the validation data that a validation looks at, at most."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands: all that a checkpoint's `state.json` holds besides the settings."""
-
-    step: int = 0
-    position: Position = field(default_factory=Position)
-    tokens: int = 0
-    time_s: float = 0.0
-    best_loss: float = math.inf
-    best_step: int = -1
-    reviews: int = 0
-
-
-class Step(NamedTuple):
-    """One optimizer step: its plain loss in nats a token, and the labelled tokens that it saw."""
-
-    loss: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Review:
-    """How the plan meets the clock: `step` of `steps` done in `time_s`, at `step_time_s` a step of late."""
-
-    step: int
-    steps: int
-    step_time_s: float
-    time_s: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What training gave; `step_time_s` is the mean of all steps but the first, without validations and checkpoints."""
-
-    steps: int
-    tokens: int
-    train_time_s: float
-    step_time_s: float
-    valid_loss: float
-    best_step: int
 
 
 @dataclass
@@ -80,7 +53,7 @@ class Trainer:
 
     `flops_per_token` (matmul FLOPs a labelled token, forward and backward) and `peak_flops_per_s` give the share
     of the machine's peak. `replan(review)` may return a new number of steps; it is asked when the speed after warm-up
-    is known, and once more before a `wsd` schedule decays.
+    is known, and once more before a `wsd` schedule decays. `should_stop()` is asked between steps.
     """
 
     model: Transformer
@@ -93,6 +66,7 @@ class Trainer:
     flops_per_token: float
     peak_flops_per_s: float
     replan: Callable[[Review], int | None] = lambda review: None
+    should_stop: Callable[[], bool] = lambda: False
     trackers: Sequence[Tracker] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -103,8 +77,13 @@ class Trainer:
         self.workers = Workers(self.model, worker_count(self.training, self.device), self.training.seed)
         self.optimizer = Optimizer(self.model, self.training, self.workers)
         self.progress = Progress()
-        self.average = _copy(self.model) if self.training.ema_decay else None
+        self.average = copy_weights(self.model) if self.training.ema_decay else None
         self.best: Weights = {}
+        self.watch = Watch(math.log(self.model.shape.vocab_size))
+        self.records = Records(self.folder)
+        self.saver = Saver(self.folder, self.training.keep_checkpoints, self.records, self.monitor)
+        self._start: Snapshot | None = None
+        self._started = 0.0
         self.objective = Objective(
             self.training.label_smoothing, self.training.reconstruct_weight, self.training.mask_rate
         )
@@ -113,20 +92,30 @@ class Trainer:
     def run(self) -> Outcome:
         """Train to the last step; the model ends with the weights that did best on the validation data.
 
+        Where the loss is no number, or rises for good, training goes back to the last good checkpoint at half the
+        rate, three times at most. A checkpoint that finds the disk full is told of and left out.
+
         Raises:
-            FaultError: the loss is no longer a number, or the disk fails.
+            StoppedError: `should_stop` said so; the last step is saved.
+            FaultError: it went wrong after the third return, the disk fails, or the last checkpoint finds it full.
         """
-        started = time.perf_counter() - self.progress.time_s
+        self._started = time.perf_counter() - self.progress.time_s
         try:
-            for step in self.steps():
-                self.progress.time_s = time.perf_counter() - started
-                self._log(step)
-                self._after_step()
+            if self.progress.step == 0:
+                self._start = self._snapshot(scheduled=True)
+            self._stop_if_asked()
+            while self.progress.step < self.training.steps:
+                try:
+                    self._go_on()
+                except DivergedError as error:
+                    self._roll_back(error)
+            self.saver.require_saved()
+            self.records.flush()
         except FaultError as error:
-            self.folder.log_event("fault", step=self.progress.step, why=str(error))
+            self._tell_fault(error)
             raise
-        self.progress.time_s = time.perf_counter() - started
-        self._load(self.best)
+        self.progress.time_s = time.perf_counter() - self._started
+        load_weights(self.model, self.best)
         return Outcome(
             steps=self.progress.step,
             tokens=self.progress.tokens,
@@ -136,8 +125,26 @@ class Trainer:
             best_step=self.progress.best_step,
         )
 
-    def steps(self) -> Iterator[Step]:
-        """Take the steps that are left, and nothing else: nothing is written."""
+    def _go_on(self) -> None:
+        with contextlib.closing(self.steps()) as steps:
+            for step in steps:
+                self.progress.time_s = time.perf_counter() - self._started
+                self.watch.see(step.loss)
+                self._log(step)
+                self._after_step()
+
+    def _tell_fault(self, error: FaultError) -> None:
+        try:
+            self.records.event("fault", step=self.progress.step, why=str(error))
+        except FaultError as other:
+            log.warning("the fault could not be written down: %s", other)
+
+    def steps(self) -> Generator[Step, None, None]:
+        """Take the steps that are left, and nothing else: nothing is written.
+
+        Raises:
+            DivergedError: a loss or a gradient is no number; that step is not taken.
+        """
         for model in self.workers.models:
             model.train()
         items = stream(self.batches, self.progress.position)
@@ -158,12 +165,12 @@ class Trainer:
             return Loss(loss.total / tokens, loss.plain)
 
         gradients, nats = self.workers.gradients(micro_batches, mean_loss)
-        self._require_finite(nats, "loss")
+        require_finite(nats, "loss")
         for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
             parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm or math.inf)
-        self._require_finite(float(norm), "gradient")
-        self.optimizer.step(rate_scale(self.progress.step, self.training))
+        require_finite(float(norm), "gradient")
+        self.optimizer.step(self._rate_scale(self.progress.step))
         self._update_average()
         self.progress.step += 1
         self.progress.position = group[-1][0].next
@@ -171,22 +178,73 @@ class Trainer:
         self._times.append(time.perf_counter() - begun)
         return Step(nats / tokens, tokens)
 
-    def _require_finite(self, value: float, what: str) -> None:
-        if not math.isfinite(value):
-            raise FaultError(
-                f"{self.folder.path}: the {what} is {value} after {self.progress.step} steps; "
-                "train anew with a lower train.learning_rate"
-            )
+    def _rate_scale(self, step: int) -> float:
+        return rate_scale(step, self.training) * self.progress.rate_factor
 
     def _after_step(self) -> None:
+        self.saver.poll()
+        if self.saver.stands is not None:
+            # There is something on the disk to return to.
+            self._start = None
         planned_anew = self._review_due() and self._plan_anew()
-        step, training = self.progress.step, self.training
-        last = step == training.steps
-        if last or step % training.eval_every == 0:
+        progress, training = self.progress, self.training
+        last = progress.step == training.steps
+        if last or progress.step % training.eval_every == 0:
             self._validate()
-        # A new plan comes from the clock: one that is not saved at once could not be repeated by a resumed run.
-        if last or planned_anew or step % training.checkpoint_every == 0:
+        progress.due |= progress.step % training.checkpoint_every == 0
+        # While the loss is off, a checkpoint waits: it would be one to return to, and push out better ones.
+        if last or planned_anew or (progress.due and self.watch.calm and all_finite(self.model)):
             self.save()
+        # A new plan comes from the clock: one that is not saved at once could not be repeated by a resumed run.
+        if planned_anew:
+            self.saver.settle()
+        if not last:
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """End in good order: save what is not saved yet, and say how to go on."""
+        if not self.should_stop():
+            return
+        step, path = self.progress.step, self.folder.path
+        self.monitor.note(f"asked to stop: saving step {step}; a second signal ends it at once")
+        self.saver.settle()
+        if step and self.saver.stands != step:
+            self.save(scheduled=False)
+        self.saver.require_saved()
+        self.records.event("stopped", step=step)
+        self.records.flush()
+        raise StoppedError(
+            f"{path}: stopped after step {step} of {self.training.steps}; go on with: chinchilla train --resume {path}"
+        )
+
+    def _roll_back(self, error: DivergedError) -> None:
+        """Return to the last good checkpoint, or to the start, and go on at half the rate."""
+        self.saver.settle()
+        step, rollbacks, time_s = self.progress.step, self.progress.rollbacks + 1, self.progress.time_s
+        if rollbacks > MOST_ROLLBACKS:
+            raise given_up(self.folder.path, error, step) from error
+        to_step = self._go_back()
+        self.progress.rollbacks, self.progress.time_s = rollbacks, time_s
+        factor = self.progress.rate_factor
+        self.records.event("rollback", step=step, to_step=to_step, why=error.why, rate_scale=factor)
+        self.monitor.note(f"{error.why} after step {step}: back to step {to_step}, at {factor:g} of the rate")
+        self.monitor.total(self.training.steps)
+        # Saved at once, so that a run that is killed and resumed takes the same course.
+        self.save()
+        self.saver.settle()
+
+    def _go_back(self) -> int:
+        """Take up the newest good checkpoint, or the start, and drop what came after it; give its step."""
+        checkpoints = self.folder.checkpoints
+        found = newest_good(self.folder, self.records)
+        saved = found or self._start
+        if saved is None:
+            raise FaultError(f"{checkpoints}: the checkpoints of this run are gone, and the loss went wrong")
+        self._take_up(saved)
+        self.saver.stands = found.step if found else None
+        checkpoint.drop_after(checkpoints, self.progress.step)
+        self.records.cut(self.progress.step)
+        return self.progress.step
 
     def _review_due(self) -> bool:
         step, training = self.progress.step, self.training
@@ -202,7 +260,7 @@ class Trainer:
         steps = self.replan(Review(progress.step, old, recent, progress.time_s))
         if steps is None or steps == old:
             return False
-        self.folder.log_event("replan", step=progress.step, steps=steps, step_time_s=recent)
+        self.records.event("replan", step=progress.step, steps=steps, step_time_s=recent)
         self.monitor.note(f"steps take {recent:.3g} s: {steps} instead of {old} fit the budget")
         self.monitor.total(steps)
         self.training = self.training.model_copy(update={"steps": steps})
@@ -217,15 +275,15 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), [own[name].detach() for name in self.average], 1 - decay)
 
     def _validate(self) -> None:
-        kept = _copy(self.model) if self.average else {}
-        self._load(self.average or {})
+        kept = copy_weights(self.model) if self.average else {}
+        load_weights(self.model, self.average or {})
         progress, loss = self.progress, self.valid_loss()
-        self._require_finite(loss, "validation loss")
+        require_finite(loss, "validation loss")
         if loss < progress.best_loss:
             progress.best_loss, progress.best_step = loss, progress.step
-            self.best = _copy(self.model)
-        self._load(kept)
-        self.folder.log_metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, valid_loss=loss)
+            self.best = copy_weights(self.model)
+        load_weights(self.model, kept)
+        self.records.metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, valid_loss=loss)
         self._track({"valid_loss": loss})
         self.monitor.note(f"step {progress.step}: validation loss {loss:.4f} nats a token")
 
@@ -248,41 +306,42 @@ class Trainer:
         model.train()
         return nats, tokens
 
-    def save(self) -> None:
-        """Write a checkpoint."""
-        progress = self.progress
-        tensors = {"model": _copy(self.model), "optimizer": self.optimizer.state(), "best": self.best}
-        tensors["random"] = {"cpu": torch.get_rng_state(), **self.workers.state()}
-        if self.device.type == "cuda":
-            tensors["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        if self.average:
-            tensors["average"] = self.average
-        state = vars(progress) | {
-            "position": [progress.position.epoch, progress.position.index],
-            "best_loss": progress.best_loss if progress.best_step >= 0 else None,
-            "steps": self.training.steps,
-            "times": self._times[-1000:],
-        }
-        checkpoint.save(self.folder.checkpoints, progress.step, tensors, state, self.training.keep_checkpoints)
-        self.folder.log_event("checkpoint", step=progress.step)
+    def save(self, scheduled: bool = True) -> None:
+        """Save a checkpoint aside: the copy is made now, the writing goes on while steps are taken.
+
+        One that is not `scheduled` comes from outside, and is not what the run would return to.
+
+        Raises:
+            FaultError: the save before failed for another reason than a full disk.
+        """
+        if scheduled and self.watch.calm:
+            self.progress.due = False
+        self.saver.save(self.progress.step, lambda: self._snapshot(scheduled))
+
+    def _snapshot(self, scheduled: bool) -> Snapshot:
+        tensors = learned(self.model, self.optimizer, self.average)
+        # The best weights are replaced, never changed.
+        tensors |= {"best": self.best, "random": random_state(self.workers, self.device)}
+        own = {"steps": self.training.steps, "times": self._times[-1000:], "scheduled": scheduled}
+        return Snapshot(tensors, self.progress.to_state() | self.watch.to_state() | own)
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint as if nothing had happened."""
-        state = saved.state
-        self._load(saved.tensors["model"])
-        self.optimizer.load({name: tensor.to(self.device) for name, tensor in saved.tensors["optimizer"].items()})
-        self.best = saved.tensors.get("best", {})
-        if self.average:
-            self.average = {name: tensor.to(self.device) for name, tensor in saved.tensors["average"].items()}
-        torch.set_rng_state(saved.tensors["random"]["cpu"])
-        self.workers.load(saved.tensors["random"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved.tensors["random"]["cuda"], self.device)
+        self._take_up(saved)
+        self.saver.stands = saved.step
+
+    def _take_up(self, saved: checkpoint.Checkpoint | Snapshot) -> None:
+        state, tensors = saved.state, saved.tensors
+        load_weights(self.model, tensors["model"])
+        self.optimizer.load({name: tensor.to(self.device) for name, tensor in tensors["optimizer"].items()})
+        self.best = dict(tensors.get("best", {}))
+        if self.average is not None:
+            self.average = {name: tensor.to(self.device, copy=True) for name, tensor in tensors["average"].items()}
+        load_random_state(tensors["random"], self.workers, self.device)
         self._times = list(state["times"])
         self.training = self.training.model_copy(update={"steps": state["steps"]})
-        best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
-        own = {"position": Position(*state["position"]), "best_loss": best_loss}
-        self.progress = Progress(**{name: own.get(name, state[name]) for name in vars(Progress())})
+        self.progress = Progress.from_state(state)
+        self.watch.load(state)
 
     def _log(self, step: Step) -> None:
         progress = self.progress
@@ -293,11 +352,11 @@ class Trainer:
         fraction = tokens_per_s * self.flops_per_token / self.peak_flops_per_s
         values = {
             "loss": step.loss,
-            "learning_rate": self.training.learning_rate * rate_scale(progress.step - 1, self.training),
+            "learning_rate": self.training.learning_rate * self._rate_scale(progress.step - 1),
             "tokens_per_s": tokens_per_s,
             "peak_fraction": fraction,
         }
-        self.folder.log_metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, **values)
+        self.records.metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, **values)
         self._track(values)
         left_s = (self.training.steps - progress.step) * step_time_s
         self.monitor.step(progress.step, step.loss, tokens_per_s, fraction, left_s)
@@ -309,24 +368,6 @@ class Trainer:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
 
-    @torch.no_grad()
-    def _load(self, weights: Weights) -> None:
-        own = dict(self.model.named_parameters())
-        for name, tensor in weights.items():
-            own[name].copy_(tensor)
-
-
-def worker_count(training: Training, device: torch.device) -> int:
-    """Threads to spread a step's micro-batches over: as many of both as divide evenly, on a CPU, without compiling."""
-    if device.type != "cpu" or training.compile:
-        return 1
-    return math.gcd(training.accumulation, training.threads)
-
-
-def settling_steps(training: Training) -> int:
-    """Steps after which the speed is known: the first ones are slow, while kernels and caches are made."""
-    return min(max(8, training.steps // 20), 50)
-
 
 def compile_blocks_(model: Transformer) -> None:
     """Compile each block; equal blocks share one compiled form, which costs less than compiling the model whole."""
@@ -334,11 +375,6 @@ def compile_blocks_(model: Transformer) -> None:
         for block in stack.layers if stack is not None else ():
             # All batches of a run have one size.
             block.compile(dynamic=False)
-
-
-def _copy(model: nn.Module) -> Weights:
-    """All weights, tied ones once."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def _to(batch: Batch, device: torch.device) -> dict[str, Tensor]:

@@ -5,18 +5,27 @@ share every operator wait for each other a thousand times. On 2 cores that is 1.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from chinchilla.config.plan import Training
 from chinchilla.models.transformer import Transformer
 from chinchilla.tasks.task import Batch, Loss
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def worker_count(training: Training, device: torch.device) -> int:
+    """Threads to spread a step's micro-batches over: as many of both as divide evenly, on a CPU, without compiling."""
+    if device.type != "cpu" or training.compile:
+        return 1
+    return math.gcd(training.accumulation, training.threads)
 
 
 class Gradients(NamedTuple):
@@ -63,10 +72,11 @@ class Workers:
         """The generators' states."""
         return {f"worker{index}": generator.get_state() for index, generator in enumerate(self.generators)}
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave; workers that were not there then keep the generators they began with."""
         for index, generator in enumerate(self.generators):
-            generator.set_state(state[f"worker{index}"])
+            if f"worker{index}" in state:
+                generator.set_state(state[f"worker{index}"])
 
     def close(self) -> None:
         """End the threads."""

@@ -194,24 +194,33 @@ class Breaking(Translate):
 
 
 @pytest.mark.parametrize(("gradient_only", "what"), [(False, "loss is nan"), (True, "gradient is nan")])
-def test_a_loss_that_is_no_number_is_a_fault_and_spoils_nothing(tmp_path, gradient_only, what):
+def test_a_loss_that_is_never_a_number_again_is_a_fault_and_spoils_nothing(tmp_path, gradient_only, what):
     trainer = make_trainer(tmp_path, task=Breaking(6, gradient_only))
-    with pytest.raises(FaultError, match=rf"{what} after 6 steps; train anew with a lower train.learning_rate"):
+    with pytest.raises(
+        FaultError, match=rf"{what} after 4 steps; 3 returns .*; train anew with a lower train\.learning"
+    ) as e:
         trainer.run()
+    assert e.value.exit_code == 5
     assert trainer.progress.best_step == 4
     assert all(tensor.isfinite().all() for tensor in (*trainer.best.values(), *trainer.model.parameters()))
     (saved,) = trainer.folder.checkpoints.iterdir()
     assert saved.name == "step-000004"
-    event = journal.read(trainer.folder.events)[-1]
-    assert (event["kind"], event["step"]) == ("fault", 6) and what in event["why"]
+    *events, last = journal.read(trainer.folder.events)
+    assert (last["kind"], last["step"]) == ("fault", 4) and what in last["why"]
+    returns = [event for event in events if event["kind"] == "rollback"]
+    assert [(event["step"], event["to_step"], event["rate_scale"]) for event in returns] == [
+        (6, 4, 0.5),
+        (4, 4, 0.25),
+        (4, 4, 0.125),
+    ]
 
 
-def test_a_validation_loss_that_is_no_number_is_a_fault(tmp_path):
-    trainer = told(tmp_path, (3.0, math.nan, 1.0))
-    with pytest.raises(FaultError, match="validation loss is nan after 8 steps"):
-        trainer.run()
-    assert trainer.progress.best_step == 4
-    assert [path.name for path in trainer.folder.checkpoints.iterdir()] == ["step-000004"]
+def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path):
+    trainer = told(tmp_path, (3.0, math.nan, 2.0, 2.5))
+    outcome = trainer.run()
+    assert (outcome.steps, outcome.best_step, outcome.valid_loss) == (12, 8, 2.0)
+    (event,) = (event for event in journal.read(trainer.folder.events) if event["kind"] == "rollback")
+    assert (event["step"], event["to_step"], event["why"]) == (8, 4, "the validation loss is nan")
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):

@@ -17,6 +17,7 @@ from chinchilla.config.units import show_bytes, show_count, show_time
 from chinchilla.data.sources import default_cache
 from chinchilla.parallel.measure import cached_measure
 from chinchilla.planning import count, search
+from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, resident_bytes
 from chinchilla.training.trainer import VALID_BATCHES
@@ -42,7 +43,7 @@ DROPOUT_EPOCHS = 2
 
 @dataclass(frozen=True)
 class _Pauses:
-    """Seconds that a validation and a checkpoint stop the steps for."""
+    """Seconds that a validation and a checkpoint take from the steps."""
 
     eval_s: float
     checkpoint_s: float
@@ -53,7 +54,7 @@ CHECKPOINT_SHARE = 0.02
 """Shares of the time that validations and checkpoints may take."""
 
 WRITE_BYTES_PER_S = 2e8
-"""What a checkpoint's writing, hashing and reading back run at: slow disks included."""
+"""What a checkpoint's writing, hashing and reading back run at: done aside, but on the processors that train."""
 
 
 def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
@@ -152,8 +153,10 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
     flops_per_token = count.flops_per_token(shape, facts.batch(draft.batch_tokens / draft.accumulation))
     elapsed_s = time.perf_counter() - begun
     pauses = _pauses(prepared, draft, choice)
-    training = _scheduled(run, draft, choice, pauses, tokens_per_step * flops_per_token, elapsed_s)
-    step_s = choice.step_time
+    step_s, step_flops = choice.step_time, tokens_per_step * flops_per_token
+    run_s = _run_time(run, step_s.p50, step_flops, elapsed_s)
+    saving = checkpoint_interval(pauses.checkpoint_s, run_s, CHECKPOINT_SHARE)
+    training = _scheduled(run, draft, choice, pauses, saving, step_flops, elapsed_s)
     tokens = training.steps * tokens_per_step
     spread = step_s.p90 / step_s.p50 - 1
     num_params = count.num_params(shape)
@@ -176,7 +179,7 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
             "size_bytes": Estimate.around(4 * num_params, 0.01, "bytes", "measured"),
             "flops": Estimate.around(tokens * flops_per_token, spread, "FLOP", step_s.source),
         },
-        decisions=tuple(_decisions(run, prepared, machine, training, choice, tokens)),
+        decisions=tuple(_decisions(run, prepared, machine, training, choice, saving, tokens)),
         probes=choice.probes,
         planning_time_s=elapsed_s,
         budget_time_s=run.budget.time,
@@ -204,14 +207,23 @@ def _train_time(training: Training, step_time_s: Estimate, pauses: _Pauses) -> E
     return Estimate(p10=low, p50=middle, p90=high, unit="s", source=step_time_s.source)
 
 
+def _run_time(run: Run, step_s: float, step_flops: float, elapsed_s: float) -> float:
+    """Seconds that training is going to take, at least one step's."""
+    if run.train.steps:
+        return run.train.steps * step_s
+    if run.budget.time is not None:
+        return max(step_s, run.budget.time - elapsed_s)
+    return max(1.0, (run.budget.flops or 0) / step_flops) * step_s
+
+
 def _scheduled(
-    run: Run, draft: Training, choice: Choice, pauses: _Pauses, step_flops: float, elapsed_s: float
+    run: Run, draft: Training, choice: Choice, pauses: _Pauses, saving: Interval, step_flops: float, elapsed_s: float
 ) -> Training:
     """The draft with the steps that fit the budget, and the intervals between validations and checkpoints."""
     step_s = choice.step_time.p50
     eval_s, checkpoint_s = pauses.eval_s, pauses.checkpoint_s
     eval_every = search.interval(eval_s, step_s, EVAL_SHARE)
-    checkpoint_every = search.interval(checkpoint_s, step_s, CHECKPOINT_SHARE)
+    checkpoint_every = max(1, math.ceil(saving.time_s / step_s))
     if run.train.steps:
         steps = run.train.steps
     elif run.budget.time is not None:
@@ -233,14 +245,20 @@ def _scheduled(
             "steps": steps,
             "warmup_steps": min(draft.warmup_steps, max(1, steps // 10)),
             "eval_every": run.train.eval_every or min(steps, max(eval_every, steps // 10)),
-            "checkpoint_every": run.train.checkpoint_every or min(steps, max(checkpoint_every, steps // 10)),
+            "checkpoint_every": run.train.checkpoint_every or min(steps, checkpoint_every),
             "log_every": max(1, steps // 200),
         }
     )
 
 
 def _decisions(
-    run: Run, prepared: Prepared, machine: Machine, training: Training, choice: Choice, tokens: float
+    run: Run,
+    prepared: Prepared,
+    machine: Machine,
+    training: Training,
+    choice: Choice,
+    saving: Interval,
+    tokens: float,
 ) -> list[Decision]:
     """The plan's table; `key` is the setting in [train] that takes a decision out of the plan's hands."""
     facts, shape = prepared.facts, choice.shape
@@ -279,6 +297,12 @@ def _decisions(
         ),
         ("precision", training.precision, "precision", f"measured GFLOP/s: {rates}"),
         ("compile", "yes" if training.compile else "no", "compile", choice.compile_reason),
+        (
+            "checkpoints",
+            f"every {training.checkpoint_every:,} steps, {training.keep_checkpoints} kept",
+            "checkpoint_every",
+            saving.reason,
+        ),
         ("peak memory", show_bytes(choice.memory.p50), "", "this process, the model's state, a step's micro-batches"),
     )
     said = {name for name, value in run.train.model_dump().items() if value is not None}

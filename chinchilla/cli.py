@@ -1,7 +1,8 @@
 """The command line: one thin function a verb.
 
 Results go to standard output, everything else to standard error. With `--json` the last line on standard output is
-one JSON object. Exit codes: 0 ok, 2 usage, 3 data, 4 budget cannot be met, 5 fault.
+one JSON object. Exit codes: 0 ok, 2 usage, 3 data, 4 budget cannot be met, 5 fault, 130 and 143 stopped by SIGINT and
+SIGTERM.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from chinchilla.config.errors import ChinchillaError, UsageError
+from chinchilla.config.errors import ChinchillaError, StoppedError, UsageError
 from chinchilla.config.load import Loaded, load_run
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.captureWarnings(True)
     try:
         app(args=arguments, standalone_mode=False)
+    except StoppedError as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return stopped.exit_code
     except ChinchillaError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -209,6 +213,25 @@ def serve(
     from chinchilla.verbs.serve import serve as run_server
 
     run_server(run, host, port)
+
+
+@app.command()
+def verify(
+    run: RunArgument,
+    steps: Annotated[int, typer.Option(min=0, help="training steps to do again; 0 is none")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Check every file of a run against its hashes and form, and do some of its steps again, bit for bit."""
+    from chinchilla.reporting.tables import show, verification_table
+    from chinchilla.verbs import verify as verb
+
+    with _progress() as progress:
+        result = verb.verify(run, steps, progress.stage)
+    rows = [(check.name, check.ok, check.found) for check in result.checks]
+    show(verification_table(rows), sys.stderr if as_json else sys.stdout)
+    if as_json:
+        _json(**verb.as_json(result))
+    result.require_ok()
 
 
 @app.command()

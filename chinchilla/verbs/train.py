@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from chinchilla.config.errors import StoppedError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.load import Loaded
 from chinchilla.config.plan import Plan
@@ -17,15 +18,18 @@ from chinchilla.config.run import Run
 from chinchilla.config.units import show_count, show_time
 from chinchilla.models.hub import write_model
 from chinchilla.models.transformer import Transformer
+from chinchilla.planning.memory import state
 from chinchilla.store import checkpoint
 from chinchilla.store.atomic import write_text
-from chinchilla.store.run_folder import RunFolder
+from chinchilla.store.run_folder import RunFolder, require_room, require_writable
 from chinchilla.tasks.task import Score
 from chinchilla.training.allocator import keep_freed_memory, peak_bytes, reset_peak
-from chinchilla.training.monitor import Monitor, check_trackers, open_trackers
-from chinchilla.training.trainer import Outcome, Review, Trainer
+from chinchilla.training.monitor import Monitor, Silent, check_trackers, open_trackers
+from chinchilla.training.progress import Outcome, Review
+from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.plan import plan
 from chinchilla.verbs.prepare import Prepared, prepare
+from chinchilla.verbs.stop import StopSignals
 
 log = logging.getLogger("chinchilla")
 
@@ -66,19 +70,31 @@ def train(loaded: Loaded, progress: Progress, on_plan: Callable[[Plan], None] = 
     Raises:
         DataError, BudgetError, UsageError: as `plan`; nothing is left behind.
         FaultError: the disk or the training failed; the run can be resumed from its last checkpoint.
+        StoppedError: SIGINT or SIGTERM came while it trained; the run can be resumed from that step.
     """
     run = loaded.run
     check_trackers(run.train.trackers)
+    require_writable(run.runs)
     made, prepared = plan(run, progress.stage)
+    require_room(run.runs, _disk_bytes(made), f"{made.training.keep_checkpoints + 1} checkpoints and the model")
     on_plan(made)
-    folder = RunFolder.create(run.runs, run.name or run.task)
-    with folder.lock():
-        folder.write_run(loaded)
-        folder.write_plan(made)
-        folder.write_env(run.seed, made.training.threads)
-        write_text(folder.path / "tokenizer.json", prepared.tokenizer.to_json())
-        folder.log_event("planned", planning_time_s=made.planning_time_s)
-        return _carry_out(folder, made, prepared, progress, None)
+    # From here on a signal leaves a run folder that can be resumed; until now it left none.
+    with StopSignals() as stop:
+        folder = RunFolder.create(run.runs, run.name or run.task)
+        with folder.lock():
+            folder.write_run(loaded)
+            folder.write_plan(made)
+            folder.write_env(run.seed, made.training.threads)
+            write_text(folder.path / "tokenizer.json", prepared.tokenizer.to_json())
+            folder.log_event("planned", planning_time_s=made.planning_time_s)
+            return _carry_out(folder, made, prepared, progress, None, stop)
+
+
+def _disk_bytes(made: Plan) -> int:
+    """What the run needs on the disk at most: one checkpoint more than are kept, and the model."""
+    training = made.training
+    held = state(made.shape, training.optimizer, training.ema_decay > 0)
+    return (training.keep_checkpoints + 1) * (held.total - held.gradients) + held.weights
 
 
 def resume(path: Path, progress: Progress) -> TrainResult:
@@ -86,7 +102,8 @@ def resume(path: Path, progress: Progress) -> TrainResult:
 
     Raises:
         UsageError: not a run folder, or another process is at work in it.
-        FaultError: checkpoints are there, and all are damaged.
+        FaultError: checkpoints are there, and all are damaged; or as `train`.
+        StoppedError: as `train`.
     """
     folder = RunFolder.open(path)
     with folder.lock():
@@ -104,7 +121,21 @@ def resume(path: Path, progress: Progress) -> TrainResult:
         folder.cut_metrics(step)
         folder.log_event("resumed", step=step)
         progress.note(f"going on from step {step}")
-        return _carry_out(folder, made, prepared, progress, saved)
+        with StopSignals() as stop:
+            return _carry_out(folder, made, prepared, progress, saved, stop)
+
+
+def rebuild(folder: RunFolder) -> Trainer:
+    """The trainer of a run as it was before its first step; nothing is written. `Trainer.resume` takes it further.
+
+    Raises:
+        DataError, UsageError: the run's data or settings cannot be read any more.
+        FaultError: a file of the run is damaged.
+    """
+    loaded, made = folder.read_run(), folder.read_plan()
+    torch.set_num_threads(made.training.threads)
+    keep_freed_memory()
+    return _trainer(folder, made, prepare(_with_tokenizer(folder, loaded)), Silent(), [])
 
 
 def _with_tokenizer(folder: RunFolder, loaded: Loaded) -> Run:
@@ -117,16 +148,22 @@ def _with_tokenizer(folder: RunFolder, loaded: Loaded) -> Run:
 
 
 def _carry_out(
-    folder: RunFolder, made: Plan, prepared: Prepared, progress: Progress, saved: checkpoint.Checkpoint | None
+    folder: RunFolder,
+    made: Plan,
+    prepared: Prepared,
+    progress: Progress,
+    saved: checkpoint.Checkpoint | None,
+    stop: StopSignals,
 ) -> TrainResult:
     trackers = open_trackers(prepared.run.train.trackers, folder.path)
     trainer = _trainer(folder, made, prepared, progress, trackers)
+    trainer.should_stop = stop.asked
     if saved is not None:
         trainer.resume(saved)
     reset_peak(trainer.device)
     progress.start(trainer.training.steps, made.predicted["tokens"].p50, made.predicted.get("loss"))
     try:
-        outcome = trainer.run()
+        outcome = _run(trainer, stop)
     finally:
         progress.stop()
         for tracker in trackers:
@@ -149,6 +186,23 @@ def _carry_out(
     _write_results(folder, score, outcome, measured)
     folder.log_event("finished", steps=outcome.steps, train_time_s=outcome.train_time_s)
     return TrainResult(folder.path, score.metrics, made.predicted, measured)
+
+
+def _run(trainer: Trainer, stop: StopSignals) -> Outcome:
+    """Train; a signal that came is an error with its exit code, also where the last step was done already."""
+    try:
+        outcome = trainer.run()
+        # What follows saves nothing, and can be interrupted as anything else.
+        stop.release()
+        if stop.asked():
+            path = trainer.folder.path
+            raise StoppedError(
+                f"{path}: stopped after the last step, before the test; go on with: chinchilla train --resume {path}"
+            )
+    except StoppedError as stopped:
+        stopped.exit_code = stop.exit_code
+        raise
+    return outcome
 
 
 def _trainer(folder: RunFolder, made: Plan, prepared: Prepared, progress: Monitor, trackers: list[Any]) -> Trainer:

@@ -24,6 +24,7 @@ PREDICTION_HEAD = ("prediction", "p10", "p50", "p90", "unit", "source")
 PROBE_HEAD = ("shape", "parameters", "precision", "tokens", "time", "step", "loss", "predicted loss")
 LEDGER_HEAD = ("quantity", "predicted p50 [p10 – p90]", "measured", "error", "inside?")
 COMPRESSION_HEAD = ("", "before", "after", "change")
+VERIFICATION_HEAD = ("what", "is it well?", "found")
 
 SIZE = ("smaller", "larger")
 SPEED = ("faster", "slower")
@@ -124,6 +125,12 @@ def ledger_table(records: Sequence[Mapping[str, Any]]) -> Table:
 def compression_table(record: Mapping[str, Any]) -> Table:
     """Before and after, for a terminal; `record` is what `compression.json` holds."""
     return _table(f"Compression: {record['scheme']}", COMPRESSION_HEAD, compression_rows(record), left=(0,))
+
+
+def verification_table(checks: Sequence[tuple[str, bool, str]]) -> Table:
+    """What was looked at in a run folder: its name, whether it is well, and what was found."""
+    rows: Rows = [(name, "ok" if ok else "WRONG", found) for name, ok, found in checks]
+    return _table("Verification", VERIFICATION_HEAD, rows, left=(0, 1, 2))
 
 
 def machine_table(machine: Machine) -> Group:

@@ -29,13 +29,16 @@ class Optimizer:
             {"params": decayed, "lr": training.embedding_learning_rate, "weight_decay": training.weight_decay},
             {"params": plain, "lr": training.embedding_learning_rate, "weight_decay": 0.0},
         ]
-        self.parts: list[torch.optim.Optimizer] = []
+        count = len(workers.models)
+        shares: list[list[nn.Parameter]] = []
         if training.optimizer == "muon":
-            self.parts += [_muon(share, training) for share in _shares(matrices, len(workers.models))]
+            shares = _shares(matrices, count)
         else:
             groups.append({"params": matrices, "lr": training.learning_rate, "weight_decay": training.weight_decay})
-        self.parts.append(torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), fused=True))
-        self._names = _names(model, self.parts)
+        self.parts: list[torch.optim.Optimizer] = [_muon(share, training) for share in shares]
+        self.parts += [torch.optim.AdamW(each, betas=(0.9, 0.98), fused=True) for each in _divided(groups, count)]
+        self._names = [_names(model, part.param_groups) for part in self.parts]
+        self._numbered = [_names(model, [{"params": share}]) for share in shares] + [_names(model, groups)]
         self.peak_rates = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
     def step(self, scale: float) -> None:
@@ -68,13 +71,26 @@ class Optimizer:
     def _renamed(self, key: str) -> str:
         """The key as it is written now: the first checkpoints had numbers, `part.parameter.value`."""
         old = re.fullmatch(r"([0-9]+)\.([0-9]+)\.(\w+)", key)
-        return f"{self._names[int(old[1])][int(old[2])]}.{old[3]}" if old else key
+        return f"{self._numbered[int(old[1])][int(old[2])]}.{old[3]}" if old else key
 
 
-def _names(model: nn.Module, parts: list[torch.optim.Optimizer]) -> list[list[str]]:
-    """The parameters' names in the order in which each part numbers them."""
+def _names(model: nn.Module, groups: list[dict[str, Any]]) -> list[str]:
+    """The parameters' names in the order in which an optimizer of these groups numbers them."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [[names[id(each)] for group in part.param_groups for each in group["params"]] for part in parts]
+    return [names[id(each)] for group in groups for each in group["params"]]
+
+
+def _divided(groups: list[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
+    """The same groups in `count` shares of about as many numbers, so that each worker's thread updates one."""
+    held: list[set[int]] = [set() for _ in range(count)]
+    sizes = [0] * count
+    every = [parameter for group in groups for parameter in group["params"]]
+    for parameter in sorted(every, key=lambda parameter: -parameter.numel()):
+        lightest = sizes.index(min(sizes))
+        held[lightest].add(id(parameter))
+        sizes[lightest] += parameter.numel()
+    shares = [[group | {"params": [p for p in group["params"] if id(p) in own]} for group in groups] for own in held]
+    return [kept for share in shares if (kept := [group for group in share if group["params"]])]
 
 
 def _muon(matrices: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

@@ -23,6 +23,9 @@ from chinchilla.verbs.train import rebuild
 NEAR = 20
 """Steps beyond those asked for that are gone to reach something to compare with."""
 
+AVERAGE = "average of "
+"""Stands before the name of a weight whose running average is meant."""
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -128,7 +131,7 @@ def _compare(trainer: Trainer, course: _Course, stop: int, losses: Sequence[floa
                 difference = f"step {step}: the loss is {loss!r}, metrics.jsonl says {course.losses[step]!r}"
     if course.next is not None and course.next.step == stop:
         compared.append(f"the weights of step {stop}")
-        differing = first_difference(_weights(trainer), course.next.tensors["model"])
+        differing = first_difference(_weights(trainer), _saved_weights(course.next))
         if differing is not None and difference is None:
             difference = f"step {stop}: {differing}"
     return Replay(course.start, stop, tuple(compared), difference)
@@ -160,7 +163,15 @@ def _between(
 
 
 def _weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: weight.detach().cpu().clone() for name, weight in trainer.model.named_parameters()}
+    """Copies of the weights, and of their running averages where the run has them."""
+    averages = {AVERAGE + name: tensor for name, tensor in (trainer.average or {}).items()}
+    named = dict(trainer.model.named_parameters()) | averages
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in named.items()}
+
+
+def _saved_weights(saved: Checkpoint) -> dict[str, Tensor]:
+    averages = saved.tensors.get("average", {})
+    return saved.tensors["model"] | {AVERAGE + name: tensor for name, tensor in averages.items()}
 
 
 def first_difference(found: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> str | None:

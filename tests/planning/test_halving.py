@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chinchilla.config.errors import DataError
 from chinchilla.config.plan import Probe
 from chinchilla.config.shape import Shape
-from chinchilla.planning.halving import DECAY_GAIN, PRIORS, Prior, predict_loss, rounds, survivors
+from chinchilla.planning.halving import DECAY_GAIN, Prior, predict_loss, rounds, survivors
 from chinchilla.planning.laws import effective_tokens
 
 SHAPE = Shape(vocab_size=9, dim=4, num_heads=1, num_kv_heads=1, head_dim=4, ffn_dim=8, num_decoder_layers=1)

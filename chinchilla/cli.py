@@ -47,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     logging.captureWarnings(True)
     try:
-        app(args=arguments, standalone_mode=False)
+        # Commands give nothing back: a number is the code of an Exit, or of an interruption, that typer took in.
+        code = app(args=arguments, standalone_mode=False) or 0
+        if code == 130:
+            raise KeyboardInterrupt
+        return code
     except StoppedError as stopped:
         sys.stderr.write(f"{stopped}\n")
         return stopped.exit_code
@@ -65,7 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # An unknown option, a missing argument.
         sys.stderr.write(f"error: {error.format_message()}\n")
         return error.exit_code
-    return 0
 
 
 @app.callback(invoke_without_command=True)

@@ -43,7 +43,8 @@ def committed(log: Path) -> int:
 
 def kill_during_saves(tmp_path: Path, kills: int) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["chinchilla.store.checkpoint"])
+    # One server forks the processes of all tests: what those of training need is here too.
+    context.set_forkserver_preload(["chinchilla.training.trainer", "torch._dynamo", "pytest"])
     folder, log, chosen = tmp_path / "checkpoints", tmp_path / "log", random.Random(0)
     leftovers = 0
     for _ in range(kills):

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def latest(
     """
     found = _committed(folder)
     if rank is not None:
-        # Sorting keeps the order of equals: the newest first. A damaged one is found and told when it is loaded.
+        # Sorting keeps the order of equals: the newest first.
         found.sort(key=lambda item: -_rank(item[1], rank))
     for _, path in found:
         try:
@@ -154,12 +155,12 @@ def drop_after(folder: Path, step: int) -> None:
 
 
 def _rank(path: Path, rank: Callable[[dict[str, Any]], int]) -> int:
-    """The rank of a checkpoint's state, read without its tensors; a damaged one's is the lowest."""
+    """The rank of a checkpoint's state, read without its tensors; a damaged one comes first, to be found and told."""
     try:
         stored = read_manifest(path).files[STATE]
         return rank(_parse_state(path / STATE, read_file(path / STATE, stored)))
     except FaultError:
-        return -1
+        return sys.maxsize
 
 
 def _committed(folder: Path) -> list[tuple[int, Path]]:

@@ -287,3 +287,34 @@ def test_verify_reads_what_load_reads(tmp_path):
     (path / "optimizer.safetensors").write_bytes(b"")
     with pytest.raises(FaultError, match=r"optimizer\.safetensors: damaged: 0 bytes where"):
         verify(path)
+
+
+def test_the_newest_of_those_that_rank_highest_is_taken(tmp_path):
+    for step, good in ((1, True), (2, True), (3, False)):
+        checkpoint.save(tmp_path, step, filled(step), {"good": good}, keep=3)
+    found = checkpoint.latest(tmp_path, unexpected, lambda state: int(state["good"]))
+    assert found is not None and found.step == 2
+    told = []
+    (tmp_path / "step-000002" / "state.json").write_text("{}")
+    found = checkpoint.latest(tmp_path, lambda path, why: told.append(path.name), lambda state: int(state["good"]))
+    assert found is not None and found.step == 1 and told == ["step-000002"]
+    (tmp_path / "step-000001" / "model.safetensors").unlink()
+    found = checkpoint.latest(tmp_path, lambda path, why: told.append(path.name), lambda state: int(state["good"]))
+    assert found is not None and found.step == 3 and told == ["step-000002"] * 2 + ["step-000001"]
+
+
+def test_what_came_after_a_step_can_be_dropped(tmp_path):
+    checkpoint.drop_after(tmp_path / "absent", 1)
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, filled(step), {}, keep=3)
+    checkpoint.drop_after(tmp_path, 1)
+    assert steps(tmp_path) == ["step-000001"]
+    checkpoint.save(tmp_path, 1, filled(7), {}, keep=3)
+    found = checkpoint.latest(tmp_path, unexpected)
+    assert found is not None and found.tensors["model"]["weight"][0, 0] == 7
+
+
+def test_a_full_disk_is_told_from_a_failing_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(checkpoint.DiskFullError, match="disk full: a checkpoint needs"):
+        checkpoint.save(tmp_path, 1, filled(1), {}, keep=1)

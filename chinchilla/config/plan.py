@@ -39,6 +39,7 @@ class Training(Frozen):
     mask_rate: float
     precision: Precision
     compile: bool
+    recompute: bool = False
     threads: int
     eval_every: int
     checkpoint_every: int

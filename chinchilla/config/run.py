@@ -104,6 +104,7 @@ class Train(Frozen):
     mask_rate: Fraction = Field(0.15, description="share of inputs masked when reconstruction is on")
     precision: Precision | None = None
     compile: bool | None = None
+    recompute: bool | None = None
     threads: PositiveInt | None = None
     eval_every: PositiveInt | None = None
     checkpoint_every: PositiveInt | None = None

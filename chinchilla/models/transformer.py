@@ -1,10 +1,13 @@
 """One Transformer: encoder-decoder, decoder-only or encoder-only by its shape."""
 
+import contextlib
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from chinchilla.config.shape import Shape
 from chinchilla.models.attention import Rotation, causal_mask
@@ -34,6 +37,7 @@ class Stack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Block(shape, causal, cross, dropout) for _ in range(num_layers))
         self.norm = make_norm(shape) if shape.norm_order == "pre" else nn.Identity()
+        self.recompute = False
 
     def forward(
         self,
@@ -48,8 +52,37 @@ class Stack(nn.Module):
         for index, layer in enumerate(self.layers):
             own = cache.self_layers[index] if cache else None
             cross = cache.cross_layers[index] if cache else None
-            x = layer(x, mask, turn, memory, memory_mask, own, cross)
+            if self.recompute and torch.is_grad_enabled():
+                x = computed_again(layer, x, mask, turn, memory, memory_mask)
+            else:
+                x = layer(x, mask, turn, memory, memory_mask, own, cross)
         return self.norm(x)
+
+
+def computed_again(block: nn.Module, *inputs: Any) -> Tensor:
+    """A block's output; its activations are not kept, but made again in the backward pass (Chen 2016)."""
+    generator = cast(Block, block).dropout.generator
+    if generator is None:
+        return checkpoint(block, *inputs, use_reentrant=False)
+    state = generator.get_state()
+    return checkpoint(
+        block,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (contextlib.nullcontext(), _rewound(generator, state)),
+    )
+
+
+@contextlib.contextmanager
+def _rewound(generator: torch.Generator, state: Tensor) -> Iterator[None]:
+    """Draw again what was drawn from `state` on, and go on as if nothing had been drawn."""
+    now = generator.get_state()
+    generator.set_state(state)
+    try:
+        yield
+    finally:
+        generator.set_state(now)
 
 
 class Transformer(nn.Module):
@@ -75,6 +108,12 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.generator = generator
+
+    def recompute_(self, on: bool) -> None:
+        """Whether training makes the blocks' activations again in the backward pass instead of keeping them."""
+        for stack in (self.encoder, self.decoder):
+            if stack is not None:
+                stack.recompute = on
 
     def reset_parameters(self) -> None:
         """Normal weights of standard deviation 1/√fan_in, branch outputs scaled by 1/√(2·layers), zero biases."""

@@ -81,17 +81,20 @@ def memory(
     ema: bool = False,
     dropout: bool = False,
     accumulation: int = 1,
+    recompute: bool = False,
 ) -> Memory:
     """Tensors of a training step, and their peak over its phases.
 
     Phases: the forward pass, the backward pass of each part, the update, and a validation that finds new best weights.
+    With `recompute` a block's activations live during its own backward pass only; its input is kept from the forward pass.
     """
     held = state(shape, optimizer, ema)
     items = saved(shape, batch, precision, dropout)
     logits = _logits(shape, batch, precision)
     kept = held.total if accumulation > 1 else held.total - held.gradients
-    total = sum(item.size_bytes for item in items)
-    phases = dict(_backward(shape, batch, precision, items, kept, accumulation))
+    freed = _freed(shape, batch, precision, items) if recompute else {}
+    total = sum(item.size_bytes for item in items) - sum(freed.values())
+    phases = dict(_backward(shape, batch, precision, items, kept, accumulation, freed))
     phases["forward"] = kept + total + logits
     phases["update"] = held.total + 2 * FP32 * max(map(prod, parameters(shape).values()))
     phases["validation"] = held.total - held.gradients + 2 * held.weights
@@ -116,15 +119,35 @@ def _logits(shape: Shape, batch: Batch, precision: Precision) -> int:
     return states + piece + (size * table if low else 0) + max(chunk, product)
 
 
+def _freed(shape: Shape, batch: Batch, precision: Precision, items: list[Saved]) -> dict[str, int]:
+    """What each block does not keep where it is computed again: all but its input; by the part it ends with."""
+    freed: Counter[str] = Counter()
+    for item in items:
+        side, _, rest = item.part.partition(".")
+        if "." in rest:
+            freed[f"{side}.{rest.split('.')[0]}.mlp"] += item.size_bytes
+    for part in freed:
+        rows = batch.source_rows if part.startswith("encoder") else batch.target_rows
+        freed[part] -= BYTES[precision] * rows * shape.dim
+    return freed
+
+
 def _backward(
-    shape: Shape, batch: Batch, precision: Precision, items: list[Saved], kept: int, accumulation: int
+    shape: Shape,
+    batch: Batch,
+    precision: Precision,
+    items: list[Saved],
+    kept: int,
+    accumulation: int,
+    freed: dict[str, int],
 ) -> Iterator[tuple[str, int]]:
     """What lives while each part's backward pass runs: its activations and all below, gradients of all above."""
     sizes: Counter[str] = Counter()
     for item in items:
         sizes[item.part] += item.size_bytes
-    below, made = sum(sizes.values()), 0
+    below, made = sum(sizes.values()) - sum(freed.values()), 0
     for part in reversed(sizes):
+        below += freed.get(part, 0)
         yield f"backward of {part}", kept + below + made + _workspace(shape, batch, precision, part)
         below -= sizes[part]
         made += _gradients(shape, part) if accumulation == 1 else 0

@@ -107,21 +107,28 @@ def candidates(
     precision: Precision,
     optimizer: OptimizerKind,
     process_bytes: int = 0,
+    recompute: bool | None = None,
 ) -> list[Shape]:
     """The shapes worth probing for `time_s` seconds of training, smallest first.
 
     Worth probing: within `limits`, and at the speed that the roofline expects seeing between one token a parameter
     (or one epoch) and 40 epochs. Where no shape does, the nearest one. `process_bytes` is what the process holds
-    besides tensors; `limits.memory` is for both, and a machine's memory is always a limit.
+    besides tensors; `limits.memory` is for both, and a machine's memory is always a limit. `recompute` is as in
+    `recompute_for`.
 
     Raises:
         UsageError: fixed settings that contradict each other or the task.
         BudgetError: no shape fits the limits; names the smallest and what it needs.
     """
     ladder = sorted(_ladder(facts, fixed), key=num_params)
-    fitting = [shape for shape in ladder if _fits(shape, facts, machine, limits, precision, optimizer, process_bytes)]
+
+    def fits(shape: Shape) -> bool:
+        way = recompute_for(shape, facts, machine, limits, precision, optimizer, process_bytes, recompute)
+        return way is not None and (limits.size is None or 4 * num_params(shape) <= limits.size)
+
+    fitting = [shape for shape in ladder if fits(shape)]
     if not fitting:
-        raise _unfit(ladder[0], facts, limits, precision, optimizer, process_bytes)
+        raise _unfit(ladder[0], facts, limits, precision, optimizer, process_bytes, recompute is not False)
     distances = {}
     for shape in fitting:
         tokens = expected_tokens(shape, facts, machine, time_s, precision, optimizer)
@@ -261,7 +268,7 @@ def _checked(facts: Facts, fixed: Model, dim: int, encoder: int, decoder: int) -
         raise UsageError(f"[model] contradicts itself: {error.errors()[0]['msg']}") from None
 
 
-def _fits(
+def recompute_for(
     shape: Shape,
     facts: Facts,
     machine: Machine,
@@ -269,18 +276,30 @@ def _fits(
     precision: Precision,
     optimizer: OptimizerKind,
     process_bytes: int,
-) -> bool:
-    needs = process_bytes + _peak(shape, facts, precision, optimizer)
-    room = min(limits.memory or machine.memory_bytes, machine.memory_bytes)
-    return needs <= room and (limits.size is None or 4 * num_params(shape) <= limits.size)
+    recompute: bool | None = None,
+) -> bool | None:
+    """Whether training must compute activations again to fit the memory; None where it does not fit even so.
+
+    Keeping them is a third faster, so that they are computed again only where there is no room. `recompute` takes the
+    decision away.
+    """
+    room = min(limits.memory or machine.memory_bytes, machine.memory_bytes) - process_bytes
+    ways = (False, True) if recompute is None else (recompute,)
+    return next((way for way in ways if _peak(shape, facts, precision, optimizer, way) <= room), None)
 
 
-def _peak(shape: Shape, facts: Facts, precision: Precision, optimizer: OptimizerKind) -> int:
-    return memory(shape, facts.batch(PROBE_BATCH_TOKENS), precision, optimizer, ema=True).peak
+def _peak(shape: Shape, facts: Facts, precision: Precision, optimizer: OptimizerKind, recompute: bool) -> int:
+    return memory(shape, facts.batch(PROBE_BATCH_TOKENS), precision, optimizer, ema=True, recompute=recompute).peak
 
 
 def _unfit(
-    smallest: Shape, facts: Facts, limits: Limits, precision: Precision, optimizer: OptimizerKind, process_bytes: int
+    smallest: Shape,
+    facts: Facts,
+    limits: Limits,
+    precision: Precision,
+    optimizer: OptimizerKind,
+    process_bytes: int,
+    recompute: bool,
 ) -> BudgetError:
     size = 4 * num_params(smallest)
     layers = f"{smallest.num_encoder_layers}+{smallest.num_decoder_layers} layers of {smallest.dim}"
@@ -289,7 +308,7 @@ def _unfit(
             f"limits.size is {show_bytes(limits.size)}, and the smallest model that may be built ({layers}, vocabulary "
             f"{smallest.vocab_size}) takes {show_bytes(size)}: raise it, or lower tokenizer.vocab_size"
         )
-    peak = process_bytes + _peak(smallest, facts, precision, optimizer)
+    peak = process_bytes + _peak(smallest, facts, precision, optimizer, recompute)
     return BudgetError(
         f"training the smallest model that may be built ({layers}) takes {show_bytes(peak)} of memory, more than "
         f"there is (limits.memory {show_bytes(limits.memory) if limits.memory else 'not set'}): raise it"

@@ -242,6 +242,7 @@ def _scheduled(
     return draft.model_copy(
         update={
             "compile": choice.compile,
+            "recompute": choice.recompute,
             "steps": steps,
             "warmup_steps": min(draft.warmup_steps, max(1, steps // 10)),
             "eval_every": run.train.eval_every or min(steps, max(eval_every, steps // 10)),
@@ -267,6 +268,7 @@ def _decisions(
     epochs = f"{tokens / facts.unique_tokens:.3g} epochs of {show_count(facts.unique_tokens)}"
     alike = "rows without padding" if facts.task == "generate" else "pairs packed in rows"
     often = "the data is seen often" if training.dropout else "too few passes over the data for dropout to pay"
+    recompute = "else memory does not suffice" if training.recompute else "activations fit the memory; a third faster"
     norm = "as the recipe says" if run.model.norm else "LayerNorm's kernel is 4× RMSNorm's on CPUs"
     rows = (
         # name, value, key, why
@@ -296,6 +298,7 @@ def _decisions(
             often,
         ),
         ("precision", training.precision, "precision", f"measured GFLOP/s: {rates}"),
+        ("recompute", "yes" if training.recompute else "no", "recompute", recompute),
         ("compile", "yes" if training.compile else "no", "compile", choice.compile_reason),
         (
             "checkpoints",

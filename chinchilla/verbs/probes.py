@@ -56,6 +56,7 @@ class Choice:
 
     shape: Shape
     compile: bool
+    recompute: bool
     step_time: Estimate
     memory: Estimate
     probes: tuple[Probe, ...]
@@ -115,12 +116,31 @@ def choose(
         draft.precision,
         draft.optimizer,
         process_bytes=process_bytes,
+        recompute=run.train.recompute,
     )
     probe_s = min(PROBE_SHARE * time_s, MOST_PROBE_S)
     most = _affordable(probe_s) if run.train.probes else 1
     shapes = search.near(shapes, search.typical_params(flops), most)
     shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
-    return _by_probes(shapes, probe_s, prepared, machine, draft, time_s, process_bytes, tell)
+    drafts = {shape: _fitted(draft, shape, run, prepared, machine, process_bytes) for shape in shapes}
+    return _by_probes(drafts, probe_s, prepared, machine, time_s, process_bytes, tell)
+
+
+def _fitted(
+    draft: Training, shape: Shape, run: Run, prepared: Prepared, machine: Machine, process_bytes: int
+) -> Training:
+    """The draft, with activations computed again where this shape needs it to fit the memory."""
+    way = search.recompute_for(
+        shape,
+        prepared.facts,
+        machine,
+        run.limits,
+        draft.precision,
+        draft.optimizer,
+        process_bytes,
+        run.train.recompute,
+    )
+    return draft.model_copy(update={"recompute": bool(way)})
 
 
 def law_advice(run: Run, prepared: Prepared, flops: float) -> Advice | None:
@@ -135,11 +155,20 @@ def _by_law(
 ) -> Choice:
     found = search.law_plan(flops, prepared.facts, run.model, run.limits)
     batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
-    needs = memory(found.shape, batch, draft.precision, draft.optimizer, dropout=draft.dropout > 0)
+    draft = _fitted(draft, found.shape, run, prepared, machine, process_bytes)
+    needs = memory(
+        found.shape,
+        batch,
+        draft.precision,
+        draft.optimizer,
+        dropout=draft.dropout > 0,
+        recompute=draft.recompute,
+    )
     estimate = step_time(found.shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation).estimate()
     return Choice(
         shape=found.shape,
         compile=draft.compile,
+        recompute=draft.recompute,
         step_time=estimate,
         memory=Estimate.around(process_bytes + needs.peak, 0.3, "bytes", "guess"),
         probes=(),
@@ -161,30 +190,29 @@ def _affordable(probe_s: float) -> int:
 
 
 def _by_probes(
-    shapes: list[Shape],
+    drafts: dict[Shape, Training],
     probe_s: float,
     prepared: Prepared,
     machine: Machine,
-    draft: Training,
     time_s: float,
     process_bytes: int,
     tell: Callable[[str], None],
 ) -> Choice:
     """Successive halving over the shapes; a single shape is only timed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    everyone = alive = [_Candidate(shape, _trainer(shape, prepared, draft, device)) for shape in shapes]
+    everyone = alive = [_Candidate(shape, _trainer(shape, prepared, draft, device)) for shape, draft in drafts.items()]
     seen: list[Probe] = []
     rounds = halving.rounds(len(alive), probe_s) or (halving.Round(1, min(probe_s, LEAST_PROBE_S), 1),)
     for number, stage in enumerate(rounds, start=1):
         for candidate in alive:
             tell(f"probe {number}/{len(rounds)}: {_name(candidate.shape)} for {stage.time_s:.0f} s")
             _run_probe(candidate, stage.time_s, device)
-        results = [_record(candidate, prepared, draft, time_s) for candidate in alive]
+        results = [_record(candidate, prepared, time_s) for candidate in alive]
         seen += results
         kept = halving.survivors(results, stage.keep)
         alive = [candidate for result in kept for candidate in alive if candidate.shape == result.shape]
     best = alive[0]
-    compiled, compile_reason = _compiled(best, prepared, machine, draft, time_s, device, tell)
+    compiled, compile_reason = _compiled(best, prepared, machine, time_s, device, tell)
     timed = compiled or best
     begun = time.perf_counter()
     valid_loss = best.trainer.valid_loss()
@@ -193,11 +221,12 @@ def _by_probes(
         candidate.trainer.workers.close()
     return Choice(
         shape=best.shape,
-        compile=compiled is not None or draft.compile,
+        compile=compiled is not None or best.trainer.training.compile,
+        recompute=best.trainer.training.recompute,
         step_time=Estimate.around(timed.step_time_s, timed.spread, "s", "measured"),
         memory=_memory(timed, process_bytes),
         probes=tuple(seen),
-        reason=_reason(seen, len(shapes)),
+        reason=_reason(seen, len(drafts)),
         compile_reason=compile_reason,
         rate_reason="rule of thumb for runs of minutes (docs/planning.md); the Step Law's range begins 100× above",
         curve=tuple(best.curve),
@@ -212,7 +241,6 @@ def _compiled(
     best: _Candidate,
     prepared: Prepared,
     machine: Machine,
-    draft: Training,
     time_s: float,
     device: torch.device,
     tell: Callable[[str], None],
@@ -227,9 +255,8 @@ def _compiled(
         return None, f"it gains about {gain_s:.0f} s and costs about {COMPILE_TIME_S:.0f} s at small sizes"
     tell(f"probe: {_name(best.shape)} compiled")
     begun = time.perf_counter()
-    candidate = _Candidate(
-        best.shape, _trainer(best.shape, prepared, draft.model_copy(update={"compile": True}), device)
-    )
+    draft = best.trainer.training.model_copy(update={"compile": True})
+    candidate = _Candidate(best.shape, _trainer(best.shape, prepared, draft, device))
     _run_probe(candidate, LEAST_PROBE_S, device)
     cost_s = time.perf_counter() - begun
     speedup = best.step_time_s / candidate.step_time_s
@@ -265,7 +292,7 @@ def _run_probe(candidate: _Candidate, time_s: float, device: torch.device) -> No
     candidate.time_s += result.time_s
 
 
-def _record(candidate: _Candidate, prepared: Prepared, draft: Training, time_s: float) -> Probe:
+def _record(candidate: _Candidate, prepared: Prepared, time_s: float) -> Probe:
     unique = prepared.facts.unique_tokens
     tokens = candidate.curve[-1][0]
     steps = candidate.trainer.progress.step
@@ -275,8 +302,8 @@ def _record(candidate: _Candidate, prepared: Prepared, draft: Training, time_s: 
     predicted = halving.predict_loss(candidate.curve, num_params, max(reach, tokens), unique, prior)
     return Probe(
         shape=candidate.shape,
-        precision=draft.precision,
-        compile=draft.compile,
+        precision=candidate.trainer.training.precision,
+        compile=candidate.trainer.training.compile,
         num_params=num_params,
         tokens=candidate.trainer.progress.tokens,
         time_s=candidate.time_s,

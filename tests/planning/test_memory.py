@@ -50,6 +50,8 @@ BLOCKS = [
     {"attention": "block", "block_len": 8, "block_summaries": False},
     {"attention": "block", "block_len": 8, "num_kv_heads": 2, "qk_norm": True},
     {"attention": "block", "block_len": 5, "position": "learned", "num_encoder_layers": 0},
+    {"attention": "block", "block_len": 5, "position": "learned", "num_kv_heads": 1, "block_summaries": False},
+    {"attention": "block", "block_len": 30, "position": "sinusoidal", "qk_norm": True},
 ]
 
 
@@ -217,6 +219,25 @@ def test_peak_of_forward_and_backward_is_the_allocators(
     counted = memory(shape, batch, precision, "adamw", accumulation=2)
     measured = tensor_peak(lambda: loss(model, batch, precision).backward())
     assert counted.peak == pytest.approx(counted.state.total + measured, rel=0.03)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("layers", [(0, 6), (3, 3)])
+def test_peak_where_blocks_are_computed_again(layers: tuple[int, int], precision: str) -> None:
+    encoder, decoder = layers
+    shape = Shape(
+        vocab_size=1000, dim=128, num_heads=4, num_kv_heads=4, head_dim=32, ffn_dim=512, num_encoder_layers=encoder,
+        num_decoder_layers=decoder, activation="relu2", norm="layer",
+    )  # fmt: skip
+    batch = Batch(8, 256 if encoder else 0, 256)
+    model = Transformer(shape)
+    model.recompute_(True)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    counted = memory(shape, batch, precision, "adamw", accumulation=2, recompute=True)
+    measured = tensor_peak(lambda: loss(model, batch, precision).backward())
+    assert counted.peak == pytest.approx(counted.state.total + measured, rel=0.05)
+    assert counted.saved < 0.5 * memory(shape, batch, precision, "adamw", accumulation=2).saved
 
 
 def test_a_tiny_batch_peaks_outside_the_passes() -> None:

@@ -23,6 +23,7 @@ from chinchilla.planning.search import (
     law_plan,
     near,
     num_steps,
+    recompute_for,
     typical_params,
 )
 
@@ -140,10 +141,25 @@ def test_generate_has_decoders_only() -> None:
 
 def test_limits_are_kept() -> None:
     assert max(found(3600, limits=Limits(size=20_000_000))) <= 5_000_000 < max(found(3600))
-    room = 400_000_000
-    for shape in candidates(HELP, MACHINE, Limits(memory=room), Model(), 3600, "fp32", "muon", process_bytes=10**8):
-        batch = HELP.batch(PROBE_BATCH_TOKENS)
-        assert 10**8 + memory(shape, batch, "fp32", "muon", ema=True).peak <= room
+
+
+def test_activations_are_computed_again_only_where_memory_is_short() -> None:
+    limits, batch = Limits(memory=400_000_000), HELP.batch(PROBE_BATCH_TOKENS)
+
+    def peaks(recompute: bool) -> dict[bool | None, list[int]]:
+        """Peaks of the candidates by whether they are to compute again."""
+        rest = (MACHINE, limits, "fp32", "muon", 10**8)
+        found: dict[bool | None, list[int]] = {}
+        for shape in candidates(HELP, *rest[:2], Model(), 3600, *rest[2:]):
+            peak = memory(shape, batch, "fp32", "muon", ema=True, recompute=recompute).peak
+            found.setdefault(recompute_for(shape, HELP, *rest), []).append(10**8 + peak)
+        return found
+
+    kept, again = peaks(recompute=False), peaks(recompute=True)
+    assert max(kept[False]) <= limits.memory < min(kept[True])
+    assert max(again[True]) <= limits.memory
+    for shape in candidates(HELP, MACHINE, limits, Model(), 3600, "fp32", "muon", 10**8, recompute=False):
+        assert 10**8 + memory(shape, batch, "fp32", "muon", ema=True).peak <= limits.memory
 
 
 def test_an_impossible_size_names_the_smallest_model() -> None:

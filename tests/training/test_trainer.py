@@ -247,6 +247,19 @@ def test_the_journal_has_every_step_and_validation(tmp_path):
     assert lines[-1]["tokens"] == outcome.tokens
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", ["full", "gated"])
+def test_activations_computed_again_change_no_bit(tmp_path, accumulation, kind):
+    """With dropout, whose masks must be drawn again, and side by side in two workers."""
+    changes = {"dropout": 0.2, "accumulation": accumulation, "threads": 2, "steps": 6}
+    shape = make_shape(attention=kind)
+    runs = [make_trainer(tmp_path / str(on), shape=shape, recompute=on, **changes) for on in (False, True)]
+    for trainer in runs:
+        trainer.run()
+    assert digest(weights(runs[0].model)) == digest(weights(runs[1].model))
+    assert runs[1].model.encoder.recompute and not runs[0].model.encoder.recompute
+
+
 class Replanner:
     """Plans anew, and remembers being asked."""
 

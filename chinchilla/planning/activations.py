@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from chinchilla.config.machine import Precision
 from chinchilla.config.shape import Shape
-from chinchilla.planning.count import Batch, Side, block_keys, has_cross, stacks, up_width
+from chinchilla.planning.count import Batch, Side, has_cross, stacks, up_width
 
 FP32 = 4
 INT64 = 8
@@ -109,6 +109,9 @@ class _Rows:
             yield "dropout", self.size * rows * shape.dim
         if shape.position == "rotary" and not self.low:
             yield "rotation", FP32 * self.length * shape.head_dim
+        if shape.attention == "block" and self.side == "encoder":
+            # One boolean mask, which every layer keeps.
+            yield "mask", rows
 
     def closing(self) -> Iterator[tuple[str, int]]:
         if self.shape.norm_order == "pre":
@@ -150,10 +153,11 @@ class _Rows:
             yield "norm", FP32 * rows * (width + kv_width) * (2 if self.low else 1)
             yield "norm", FP32 * rows * (shape.num_heads + shape.num_kv_heads)
             yield "matrix copy", 2 * self.size * shape.head_dim if self.low else 0
+        fresh = shape.position == "rotary" or shape.qk_norm
         if shape.attention == "block":
-            yield from self._blocks()
+            yield from self._blocks(fresh)
         else:
-            yield from self._attend(rows, self.length, self._mask_rows(), shape.position == "rotary" or shape.qk_norm)
+            yield from self._attend(rows, self.length, self._mask_rows(), fresh)
         if shape.attention == "gated":
             yield from self._copy(shape.dim, shape.num_heads)
             if self._plain(self.length):
@@ -185,38 +189,35 @@ class _Rows:
         return self.low and keys <= LONGEST_PLAIN
 
     def _attend(self, key_rows: int, keys: int, mask_rows: int, fresh: bool) -> Iterator[tuple[str, int]]:
-        """Queries, keys, values, output and what belongs to the softmax.
-
-        `fresh` queries and keys were made after the projection; the projection's own output is kept for the values,
-        and holds queries and keys as well where they are not fresh.
-        """
-        shape = self.shape
-        width, kv_width = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        heads = shape.num_heads * self.rows
+        """Queries, keys, values, output and what belongs to the softmax."""
+        width, heads = self.shape.num_heads * self.shape.head_dim, self.shape.num_heads * self.rows
         if self._plain(keys):
             yield "attention", self.size * width * (self.rows + 2 * key_rows)
             yield "scores", self.size * heads * keys
             return
-        yield "attention", self.size * (self.rows * width + 2 * key_rows * kv_width)
-        if fresh:
-            yield "attention", self.size * (self.rows * width + key_rows * kv_width)
+        yield from self._projected(key_rows, fresh)
         yield "attention", self.size * self.rows * width
         yield "scores", FP32 * heads
         yield "mask", self.size * mask_rows * keys
 
-    def _blocks(self) -> Iterator[tuple[str, int]]:
-        """Block attention keeps its gathered queries, keys, values, output and mask; see `models.block_attention`."""
+    def _blocks(self, fresh: bool) -> Iterator[tuple[str, int]]:
+        """Block attention makes its scores again: it keeps queries, keys, values and the summaries of its blocks."""
         shape = self.shape
-        blocks, keys = block_keys(shape, self.length, self.side == "decoder")
-        rows = self.batch.size * blocks * shape.block_len
-        width, kv_width = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        if shape.qk_norm and not self.low:
-            yield "attention", FP32 * self.rows * (width + 2 * kv_width)
-        yield "attention", self.size * (2 * rows * width + 2 * self.batch.size * blocks * keys * kv_width)
-        yield "scores", FP32 * rows * shape.num_heads
-        yield "mask", self.size * rows * keys
+        yield from self._projected(self.rows, fresh)
         if shape.block_summaries:
-            yield "mask", 2 * self.size * (rows + self.batch.size * blocks)
+            blocks = self.batch.size * -(-self.length // shape.block_len)
+            yield "attention", 2 * self.size * blocks * shape.num_kv_heads * shape.head_dim
+
+    def _projected(self, key_rows: int, fresh: bool) -> Iterator[tuple[str, int]]:
+        """Queries, keys and values.
+
+        `fresh` queries and keys were made after the projection; the projection's own output is kept for the values,
+        and holds queries and keys as well where they are not fresh.
+        """
+        width, kv_width = self.shape.num_heads * self.shape.head_dim, self.shape.num_kv_heads * self.shape.head_dim
+        yield "attention", self.size * (self.rows * width + 2 * key_rows * kv_width)
+        if fresh:
+            yield "attention", self.size * (self.rows * width + key_rows * kv_width)
 
     def mlp(self) -> Iterator[tuple[str, int]]:
         shape, rows = self.shape, self.rows

@@ -1,17 +1,24 @@
 """Block attention against full attention over keys with the summaries appended, and against a loop over queries."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chinchilla.config.shape import Shape
+from chinchilla.models import block_attention as blocks
 from chinchilla.models.attention import SelfAttention, attend
 from chinchilla.models.block_attention import block_attention, block_mask, rolled, with_summaries
+
+PIECES = st.sampled_from([1, 4000, 12_000, blocks.PIECE_BYTES])
+"""From a block a piece to the whole sequence in one."""
 
 
 class Case(NamedTuple):
@@ -89,9 +96,11 @@ def real_only(x: Tensor, case: Case) -> Tensor:
 
 
 @settings(max_examples=60, deadline=None)
-@given(cases())
-def test_blocks_equal_masked_full_attention(case: Case) -> None:
-    torch.testing.assert_close(real_only(run(case), case), real_only(reference(case), case), rtol=1e-9, atol=1e-9)
+@given(cases(), PIECES)
+def test_blocks_equal_masked_full_attention(case: Case, piece_bytes: int) -> None:
+    with patch.object(blocks, "PIECE_BYTES", piece_bytes):
+        mine = run(case)
+    torch.testing.assert_close(real_only(mine, case), real_only(reference(case), case), rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=25, deadline=None)
@@ -101,15 +110,76 @@ def test_blocks_equal_the_definition(case: Case) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases())
-def test_gradients_equal_masked_full_attention(case: Case) -> None:
-    gradients = []
-    for form in (run, reference):
-        leaves = [x.clone().requires_grad_() for x in case[:3]]
-        out = real_only(form(case._replace(query=leaves[0], key=leaves[1], value=leaves[2])), case)
-        gradients.append(torch.autograd.grad(out.square().sum(), leaves))
-    for mine, wanted in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-8)
+@given(cases(), PIECES)
+def test_gradients_equal_masked_full_attention(case: Case, piece_bytes: int) -> None:
+    with patch.object(blocks, "PIECE_BYTES", piece_bytes):
+        mine = gradients(run, case)
+    for found, wanted in zip(mine, gradients(reference, case), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+def gradients(form: Callable[[Case], Tensor], case: Case) -> tuple[Tensor, ...]:
+    leaves = [x.clone().requires_grad_() for x in case[:3]]
+    out = real_only(form(case._replace(query=leaves[0], key=leaves[1], value=leaves[2])), case)
+    return torch.autograd.grad(out.square().sum(), leaves)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("summaries", [True, False])
+def test_gradients_equal_differences(causal: bool, summaries: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "PIECE_BYTES", 2500)
+    query, key, value = (torch.randn(2, heads, 11, 2, dtype=torch.float64).requires_grad_() for heads in (2, 1, 1))
+    mask = torch.arange(11) < torch.tensor([[11], [7]])
+
+    def real_answers(*tensors: Tensor) -> Tensor:
+        return block_attention(*tensors, mask, 3, causal, summaries) * mask[:, None, :, None]
+
+    assert torch.autograd.gradcheck(real_answers, (query, key, value))
+
+
+def test_only_queries_keys_values_and_summaries_are_kept() -> None:
+    query, key, value = torch.randn(3, 2, 4, 256, 8).requires_grad_().unbind()
+    kept = 0
+
+    def note(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        block_attention(query, key, value, None, 16, True, True)
+    assert kept == 3 * query.nbytes + 2 * key.nbytes // 16
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest storage that any operator gives."""
+
+    size_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(tensor, Tensor):
+                self.size_bytes = max(self.size_bytes, tensor.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_neither_scores_nor_neighbourhoods_ever_exist_whole(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "PIECE_BYTES", 2**16)
+    query, key, value = (torch.randn(1, 2, 2048, 16, requires_grad=True) for _ in range(3))
+    with Largest() as largest:
+        block_attention(query, key, value, None, 32, causal, True).sum().backward()
+    # The gradient of the keys has a block more at either end.
+    assert query.nbytes <= largest.size_bytes <= query.nbytes * 66 / 64
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_compiled_equals_eager(causal: bool) -> None:
+    query, key, value = torch.randn(3, 2, 2, 40, 8).unbind()
+    compiled = torch.compile(block_attention, backend="eager", dynamic=False)
+    answers = [form(query, key, value, None, 8, causal, True) for form in (compiled, block_attention)]
+    torch.testing.assert_close(*answers, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("summaries", [True, False])
@@ -176,3 +246,5 @@ def test_bfloat16_is_close_to_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         low = layer(x)
     torch.testing.assert_close(low.float(), layer(x), rtol=0.05, atol=0.02)
+    of_low, wanted = (torch.autograd.grad(out.float().square().sum(), layer.qkv.weight)[0] for out in (low, layer(x)))
+    assert (of_low - wanted).norm() < 0.01 * wanted.norm()

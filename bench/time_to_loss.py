@@ -35,6 +35,7 @@ from chinchilla.planning.search import build
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.training.allocator import keep_freed_memory
 from chinchilla.training.monitor import Silent
+from chinchilla.training.snapshot import load_weights
 from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.plan import draft_training, measured_machine
 from chinchilla.verbs.prepare import Prepared, prepare
@@ -112,7 +113,7 @@ class Entry:
         """Its row."""
         average = self.trainer.average
         if average is not None:
-            self.trainer._load(average)
+            load_weights(self.trainer.model, average)
         return {
             "seed": self.seed,
             "contender": self.contender.name,

@@ -43,7 +43,7 @@ from chinchilla.planning.memory import memory
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.tasks.generate import Generate
 from chinchilla.tasks.translate import Translate
-from chinchilla.training.allocator import keep_freed_memory, peak_bytes, reset_peak, resident_bytes
+from chinchilla.training.allocator import keep_freed_memory, peak_bytes, reset_peak, used_bytes
 from chinchilla.training.monitor import Silent
 from chinchilla.training.trainer import Trainer
 
@@ -310,7 +310,7 @@ def child(pipe: Connection, task: str, contender: Contender | None, threads: int
             pipe.send({"bf16": best_rate("bf16"), "fp32": best_rate("fp32")})
         return
     warm_code(contender.precision)
-    before = resident_bytes()
+    before = used_bytes(torch.device("cpu"))
     reset_peak(torch.device("cpu"))
     begun = time.perf_counter()
     step = STEPS[contender.side](task, contender, threads)

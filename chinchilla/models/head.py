@@ -80,8 +80,10 @@ def _chances_(
     """
     missed, sums = logits.new_zeros((2, len(logits), 1), dtype=torch.float32)
     smoothed = missed.clone() if smoothing else missed
-    for start in range(0, len(logits), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
+    # On a GPU each chunk would cost more to launch than to compute.
+    size = CHUNK_ROWS if logits.device.type == "cpu" else max(1, len(logits))
+    for start in range(0, len(logits), size):
+        rows = slice(start, start + size)
         at = wanted[rows, None]
         chunk = logits[rows].float()  # the logits themselves where they are fp32
         highest = chunk.amax(1, keepdim=True)

@@ -52,7 +52,7 @@ class Stack(nn.Module):
         for index, layer in enumerate(self.layers):
             own = cache.self_layers[index] if cache else None
             cross = cache.cross_layers[index] if cache else None
-            if self.recompute and torch.is_grad_enabled():
+            if self.recompute and cache is None and torch.is_grad_enabled():
                 x = computed_again(layer, x, mask, turn, memory, memory_mask)
             else:
                 x = layer(x, mask, turn, memory, memory_mask, own, cross)
@@ -69,7 +69,6 @@ def computed_again(block: nn.Module, *inputs: Any) -> Tensor:
         block,
         *inputs,
         use_reentrant=False,
-        preserve_rng_state=False,
         context_fn=lambda: (contextlib.nullcontext(), _rewound(generator, state)),
     )
 

@@ -86,7 +86,7 @@ def memory(
     """Tensors of a training step, and their peak over its phases.
 
     Phases: the forward pass, the backward pass of each part, the update, and a validation that finds new best weights.
-    With `recompute` a block's activations live during its own backward pass only; its input is kept from the forward pass.
+    With `recompute` a block's activations live during its own backward pass only, and its input all the time.
     """
     held = state(shape, optimizer, ema)
     items = saved(shape, batch, precision, dropout)
@@ -95,7 +95,7 @@ def memory(
     freed = _freed(shape, batch, precision, items) if recompute else {}
     total = sum(item.size_bytes for item in items) - sum(freed.values())
     phases = dict(_backward(shape, batch, precision, items, kept, accumulation, freed))
-    phases["forward"] = kept + total + logits
+    phases["forward"] = kept + total + logits + (_cast(items) if recompute else 0)
     phases["update"] = held.total + 2 * FP32 * max(map(prod, parameters(shape).values()))
     phases["validation"] = held.total - held.gradients + 2 * held.weights
     phase = max(phases, key=lambda name: phases[name])
@@ -117,6 +117,11 @@ def _logits(shape: Shape, batch: Batch, precision: Precision) -> int:
     # What is added to fp32 sums from bf16 is raised to fp32 before.
     product = (size * table if low or several else 0) + (FP32 * table if low and several else 0)
     return states + piece + (size * table if low else 0) + max(chunk, product)
+
+
+def _cast(items: list[Saved]) -> int:
+    """Autocast's copies of the blocks' matrices, which it keeps until the loss is made, whoever computes again."""
+    return sum(item.size_bytes for item in items if item.operator == "matrix copy" and item.part.count(".") == 2)
 
 
 def _freed(shape: Shape, batch: Batch, precision: Precision, items: list[Saved]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from chinchilla.planning.count import Batch, flops_per_token, matrix_params, num
 from chinchilla.planning.hparams import Advice, advise
 from chinchilla.planning.laws import BESIROGLU, ChinchillaLaw, law_loss, repeated_optimum
 from chinchilla.planning.machine import step_time
-from chinchilla.planning.memory import memory
+from chinchilla.planning.room import Room
 
 DIMS = (128, 192, 256, 320, 384, 512, 640, 768)
 LAYERS = (2, 3, 4, 6, 8)
@@ -104,17 +104,12 @@ def candidates(
     limits: Limits,
     fixed: Model,
     time_s: float,
-    precision: Precision,
-    optimizer: OptimizerKind,
-    process_bytes: int = 0,
-    recompute: bool | None = None,
+    room: Room,
 ) -> list[Shape]:
     """The shapes worth probing for `time_s` seconds of training, smallest first.
 
     Worth probing: within `limits`, and at the speed that the roofline expects seeing between one token a parameter
-    (or one epoch) and 40 epochs. Where no shape does, the nearest one. `process_bytes` is what the process holds
-    besides tensors; `limits.memory` is for both, and a machine's memory is always a limit. `recompute` is as in
-    `recompute_for`.
+    (or one epoch) and 40 epochs. Where no shape does, the nearest one. `room` is the memory there is.
 
     Raises:
         UsageError: fixed settings that contradict each other or the task.
@@ -122,16 +117,13 @@ def candidates(
     """
     ladder = sorted(_ladder(facts, fixed), key=num_params)
 
-    def fits(shape: Shape) -> bool:
-        way = recompute_for(shape, facts, machine, limits, precision, optimizer, process_bytes, recompute)
-        return way is not None and (limits.size is None or 4 * num_params(shape) <= limits.size)
-
-    fitting = [shape for shape in ladder if fits(shape)]
+    fitting = [shape for shape in ladder if limits.size is None or 4 * num_params(shape) <= limits.size]
+    fitting = [shape for shape in fitting if room.way(shape) is not None]
     if not fitting:
-        raise _unfit(ladder[0], facts, limits, precision, optimizer, process_bytes, recompute is not False)
+        raise _unfit(ladder[0], limits, room)
     distances = {}
     for shape in fitting:
-        tokens = expected_tokens(shape, facts, machine, time_s, precision, optimizer)
+        tokens = expected_tokens(shape, facts, machine, time_s, room.precision, room.optimizer)
         distances[shape] = _unlikely(tokens, num_params(shape), facts.unique_tokens)
     nearest = min(distances.values())
     return [shape for shape in fitting if distances[shape] <= nearest]
@@ -268,39 +260,7 @@ def _checked(facts: Facts, fixed: Model, dim: int, encoder: int, decoder: int) -
         raise UsageError(f"[model] contradicts itself: {error.errors()[0]['msg']}") from None
 
 
-def recompute_for(
-    shape: Shape,
-    facts: Facts,
-    machine: Machine,
-    limits: Limits,
-    precision: Precision,
-    optimizer: OptimizerKind,
-    process_bytes: int,
-    recompute: bool | None = None,
-) -> bool | None:
-    """Whether training must compute activations again to fit the memory; None where it does not fit even so.
-
-    Keeping them is a third faster, so that they are computed again only where there is no room. `recompute` takes the
-    decision away.
-    """
-    room = min(limits.memory or machine.memory_bytes, machine.memory_bytes) - process_bytes
-    ways = (False, True) if recompute is None else (recompute,)
-    return next((way for way in ways if _peak(shape, facts, precision, optimizer, way) <= room), None)
-
-
-def _peak(shape: Shape, facts: Facts, precision: Precision, optimizer: OptimizerKind, recompute: bool) -> int:
-    return memory(shape, facts.batch(PROBE_BATCH_TOKENS), precision, optimizer, ema=True, recompute=recompute).peak
-
-
-def _unfit(
-    smallest: Shape,
-    facts: Facts,
-    limits: Limits,
-    precision: Precision,
-    optimizer: OptimizerKind,
-    process_bytes: int,
-    recompute: bool,
-) -> BudgetError:
+def _unfit(smallest: Shape, limits: Limits, room: Room) -> BudgetError:
     size = 4 * num_params(smallest)
     layers = f"{smallest.num_encoder_layers}+{smallest.num_decoder_layers} layers of {smallest.dim}"
     if limits.size is not None and size > limits.size:
@@ -308,10 +268,16 @@ def _unfit(
             f"limits.size is {show_bytes(limits.size)}, and the smallest model that may be built ({layers}, vocabulary "
             f"{smallest.vocab_size}) takes {show_bytes(size)}: raise it, or lower tokenizer.vocab_size"
         )
-    peak = process_bytes + _peak(smallest, facts, precision, optimizer, recompute)
+    return too_little(smallest, limits, room)
+
+
+def too_little(shape: Shape, limits: Limits, room: Room) -> BudgetError:
+    """The error of a shape that does not fit the memory."""
+    layers = f"{shape.num_encoder_layers}+{shape.num_decoder_layers} layers of {shape.dim}"
+    bound = f"limits.memory, {show_bytes(limits.memory)}: raise it" if limits.memory else "this machine: fix less"
     return BudgetError(
-        f"training the smallest model that may be built ({layers}) takes {show_bytes(peak)} of memory, more than "
-        f"there is (limits.memory {show_bytes(limits.memory) if limits.memory else 'not set'}): raise it"
+        f"training {layers} takes {show_bytes(room.peak(shape, room.recompute is not False))} of memory beside the "
+        f"process, and {show_bytes(max(0, room.size_bytes))} are left of {bound}, or lower train.batch_tokens"
     )
 
 

@@ -38,8 +38,10 @@ def release_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-def resident_bytes() -> int:
-    """Memory of the process now; the peak where the system does not tell."""
+def used_bytes(device: torch.device) -> int:
+    """Memory in use now: the process's on a CPU (its peak where the system does not tell), torch's on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
     return _status("VmRSS:") or _lifetime_peak()
 
 

@@ -19,7 +19,7 @@ from chinchilla.parallel.measure import cached_measure
 from chinchilla.planning import count, search
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
-from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, resident_bytes
+from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
 from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs.prepare import Prepared, prepare
 from chinchilla.verbs.probes import PEAK_SHARE, Choice, choose, law_advice
@@ -71,7 +71,7 @@ def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
     time_s = _time_budget(run, machine, begun)
     draft = draft_training(run, machine, prepared, time_s)
     _refuse_tiny(time_s, prepared, machine, draft)
-    choice = choose(run, prepared, machine, draft, time_s, resident_bytes(), tell)
+    choice = choose(run, prepared, machine, draft, time_s, used_bytes(torch.device(machine.device)), tell)
     release_freed_memory()
     return _assemble(run, prepared, machine, draft, choice, begun), prepared
 
@@ -159,6 +159,7 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
     training = _scheduled(run, draft, choice, pauses, saving, step_flops, elapsed_s)
     tokens = training.steps * tokens_per_step
     spread = step_s.p90 / step_s.p50 - 1
+    memory_bytes = _memory(choice, machine)
     num_params = count.num_params(shape)
     return Plan(
         task=run.task,
@@ -175,16 +176,24 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
             "train_time_s": _train_time(training, step_s, pauses),
             "tokens": Estimate.around(tokens, spread, "tokens", step_s.source),
             "loss": choice.predict_loss(tokens),
-            "memory_bytes": choice.memory,
+            "memory_bytes": memory_bytes,
             "size_bytes": Estimate.around(4 * num_params, 0.01, "bytes", "measured"),
             "flops": Estimate.around(tokens * flops_per_token, spread, "FLOP", step_s.source),
         },
-        decisions=tuple(_decisions(run, prepared, machine, training, choice, saving, tokens)),
+        decisions=tuple(_decisions(run, prepared, machine, training, choice, saving, tokens, memory_bytes)),
         probes=choice.probes,
         planning_time_s=elapsed_s,
         budget_time_s=run.budget.time,
         budget_flops=run.budget.flops,
     )
+
+
+def _memory(choice: Choice, machine: Machine) -> Estimate:
+    """What the process holds now, and the tensors that are counted; libraries grow by what no probe has shown them."""
+    used = used_bytes(torch.device(machine.device))
+    if choice.probes:
+        return Estimate.around(used + choice.tensor_bytes, 0.1, "bytes", "measured")
+    return Estimate.around(used + choice.tensor_bytes, 0.3, "bytes", "guess")
 
 
 def _pauses(prepared: Prepared, draft: Training, choice: Choice) -> _Pauses:
@@ -260,6 +269,7 @@ def _decisions(
     choice: Choice,
     saving: Interval,
     tokens: float,
+    memory_bytes: Estimate,
 ) -> list[Decision]:
     """The plan's table; `key` is the setting in [train] that takes a decision out of the plan's hands."""
     facts, shape = prepared.facts, choice.shape
@@ -306,7 +316,7 @@ def _decisions(
             "checkpoint_every",
             saving.reason,
         ),
-        ("peak memory", show_bytes(choice.memory.p50), "", "this process, the model's state, a step's micro-batches"),
+        ("peak memory", show_bytes(memory_bytes.p50), "", "this process, the model's state, a step's micro-batches"),
     )
     said = {name for name, value in run.train.model_dump().items() if value is not None}
     return [

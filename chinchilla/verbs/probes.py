@@ -20,12 +20,12 @@ from chinchilla.planning import count, halving, search
 from chinchilla.planning.hparams import Advice
 from chinchilla.planning.laws import BESIROGLU, law_loss
 from chinchilla.planning.machine import step_time
-from chinchilla.planning.memory import memory
+from chinchilla.planning.room import Room
 from chinchilla.store.run_folder import RunFolder
-from chinchilla.training.allocator import peak_bytes, release_freed_memory, reset_peak, resident_bytes
 from chinchilla.training.monitor import Silent
 from chinchilla.training.probe import probe
 from chinchilla.training.trainer import Trainer
+from chinchilla.training.workers import worker_count
 from chinchilla.verbs.prepare import Prepared
 
 log = logging.getLogger("chinchilla")
@@ -58,7 +58,7 @@ class Choice:
     compile: bool
     recompute: bool
     step_time: Estimate
-    memory: Estimate
+    tensor_bytes: int
     probes: tuple[Probe, ...]
     reason: str
     compile_reason: str
@@ -87,7 +87,6 @@ class _Candidate:
     step_time_s: float = math.inf
     spread: float = 0.0
     time_s: float = 0.0
-    memory_bytes: int = 0
 
 
 def choose(
@@ -107,40 +106,30 @@ def choose(
     flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(draft.precision)
     if search.law_holds(flops):
         return _by_law(flops, run, prepared, machine, draft, process_bytes)
-    shapes = search.candidates(
-        prepared.facts,
-        machine,
-        run.limits,
-        run.model,
-        time_s,
-        draft.precision,
-        draft.optimizer,
-        process_bytes=process_bytes,
-        recompute=run.train.recompute,
-    )
+    room = _room(run, prepared, machine, draft, process_bytes)
+    shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room)
     probe_s = min(PROBE_SHARE * time_s, MOST_PROBE_S)
     most = _affordable(probe_s) if run.train.probes else 1
     shapes = search.near(shapes, search.typical_params(flops), most)
     shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
-    drafts = {shape: _fitted(draft, shape, run, prepared, machine, process_bytes) for shape in shapes}
-    return _by_probes(drafts, probe_s, prepared, machine, time_s, process_bytes, tell)
+    drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))}) for shape in shapes}
+    return _by_probes(drafts, probe_s, prepared, machine, time_s, room, tell)
 
 
-def _fitted(
-    draft: Training, shape: Shape, run: Run, prepared: Prepared, machine: Machine, process_bytes: int
-) -> Training:
-    """The draft, with activations computed again where this shape needs it to fit the memory."""
-    way = search.recompute_for(
-        shape,
-        prepared.facts,
-        machine,
-        run.limits,
-        draft.precision,
-        draft.optimizer,
-        process_bytes,
-        run.train.recompute,
+def _room(run: Run, prepared: Prepared, machine: Machine, draft: Training, process_bytes: int) -> Room:
+    """The memory there is for training as the draft says."""
+    device = torch.device(machine.device)
+    return Room(
+        size_bytes=min(run.limits.memory or machine.memory_bytes, machine.memory_bytes) - process_bytes,
+        batch=prepared.facts.batch(draft.batch_tokens / draft.accumulation),
+        precision=draft.precision,
+        optimizer=draft.optimizer,
+        accumulation=draft.accumulation,
+        workers=worker_count(draft, device),
+        dropout=draft.dropout > 0,
+        ema=draft.ema_decay > 0,
+        recompute=run.train.recompute,
     )
-    return draft.model_copy(update={"recompute": bool(way)})
 
 
 def law_advice(run: Run, prepared: Prepared, flops: float) -> Advice | None:
@@ -155,22 +144,17 @@ def _by_law(
 ) -> Choice:
     found = search.law_plan(flops, prepared.facts, run.model, run.limits)
     batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
-    draft = _fitted(draft, found.shape, run, prepared, machine, process_bytes)
-    needs = memory(
-        found.shape,
-        batch,
-        draft.precision,
-        draft.optimizer,
-        dropout=draft.dropout > 0,
-        recompute=draft.recompute,
-    )
+    room = _room(run, prepared, machine, draft, process_bytes)
+    way = room.way(found.shape)
+    if way is None:
+        raise search.too_little(found.shape, run.limits, room)
     estimate = step_time(found.shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation).estimate()
     return Choice(
         shape=found.shape,
         compile=draft.compile,
-        recompute=draft.recompute,
+        recompute=way,
         step_time=estimate,
-        memory=Estimate.around(process_bytes + needs.peak, 0.3, "bytes", "guess"),
+        tensor_bytes=room.peak(found.shape, way),
         probes=(),
         reason="; ".join(f"{line.name} {line.value}: {line.reason}" for line in found.decisions[:2]),
         compile_reason="off unless the recipe says so",
@@ -195,7 +179,7 @@ def _by_probes(
     prepared: Prepared,
     machine: Machine,
     time_s: float,
-    process_bytes: int,
+    room: Room,
     tell: Callable[[str], None],
 ) -> Choice:
     """Successive halving over the shapes; a single shape is only timed."""
@@ -206,7 +190,7 @@ def _by_probes(
     for number, stage in enumerate(rounds, start=1):
         for candidate in alive:
             tell(f"probe {number}/{len(rounds)}: {_name(candidate.shape)} for {stage.time_s:.0f} s")
-            _run_probe(candidate, stage.time_s, device)
+            _run_probe(candidate, stage.time_s)
         results = [_record(candidate, prepared, time_s) for candidate in alive]
         seen += results
         kept = halving.survivors(results, stage.keep)
@@ -224,7 +208,7 @@ def _by_probes(
         compile=compiled is not None or best.trainer.training.compile,
         recompute=best.trainer.training.recompute,
         step_time=Estimate.around(timed.step_time_s, timed.spread, "s", "measured"),
-        memory=_memory(timed, process_bytes),
+        tensor_bytes=room.peak(best.shape, best.trainer.training.recompute),
         probes=tuple(seen),
         reason=_reason(seen, len(drafts)),
         compile_reason=compile_reason,
@@ -257,7 +241,7 @@ def _compiled(
     begun = time.perf_counter()
     draft = best.trainer.training.model_copy(update={"compile": True})
     candidate = _Candidate(best.shape, _trainer(best.shape, prepared, draft, device))
-    _run_probe(candidate, LEAST_PROBE_S, device)
+    _run_probe(candidate, LEAST_PROBE_S)
     cost_s = time.perf_counter() - begun
     speedup = best.step_time_s / candidate.step_time_s
     told = f"measured {speedup:.2f}× faster for {cost_s:.0f} s of compiling"
@@ -280,13 +264,8 @@ def _trainer(shape: Shape, prepared: Prepared, draft: Training, device: torch.de
     )
 
 
-def _run_probe(candidate: _Candidate, time_s: float, device: torch.device) -> None:
-    # What earlier probes freed would be used again unseen.
-    release_freed_memory()
-    before = resident_bytes() if device.type == "cpu" else 0
-    reset_peak(device)
+def _run_probe(candidate: _Candidate, time_s: float) -> None:
     result = probe(candidate.trainer, time_s)
-    candidate.memory_bytes = max(candidate.memory_bytes, peak_bytes(device) - before)
     candidate.curve += result.curve
     candidate.step_time_s, candidate.spread = result.step_time_s, result.spread
     candidate.time_s += result.time_s
@@ -311,17 +290,6 @@ def _record(candidate: _Candidate, prepared: Prepared, time_s: float) -> Probe:
         loss=candidate.curve[-1][1],
         predicted_loss=predicted.p50,
     )
-
-
-def _memory(best: _Candidate, process_bytes: int) -> Estimate:
-    """What the probe was seen to take, and what training holds besides.
-
-    That is the best weights, the first weights until a checkpoint stands, and the snapshot of one that is being
-    written (weights, and 1 to 2 times as much of optimizer state): 4 to 5 copies. What is read back to verify it
-    passes in pieces. With what the allocator keeps, 5.6 and 6.4 were measured, in a resumed run and a new one.
-    """
-    copies = 6 * 4 * count.num_params(best.shape)
-    return Estimate.around(process_bytes + best.memory_bytes + copies, 0.08, "bytes", "measured")
 
 
 def _name(shape: Shape) -> str:

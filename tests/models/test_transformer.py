@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chinchilla.config.shape import Shape
+from chinchilla.models.block import Dropout
 from chinchilla.models.transformer import Transformer
 
 POSITIONS = ["rotary", "learned", "sinusoidal"]
@@ -150,3 +152,17 @@ def test_wrong_calls_are_refused() -> None:
         encoder.encode(ids(1, 41))
     encoder_only = encoder(ids(1, 3))
     assert encoder_only.hidden is encoder_only.memory
+
+
+def test_blocks_computed_again_draw_torchs_own_dropout_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU and under compilation, where dropout is torch's; workers give each block a generator all the same."""
+    monkeypatch.setattr(Dropout, "forward", lambda self, x: F.dropout(x, 0.3, self.training))
+    gradients = []
+    for recompute in (False, True):
+        model = make(0).train()
+        model.draw_from(torch.Generator().manual_seed(1))
+        model.recompute_(recompute)
+        torch.manual_seed(2)
+        hidden = model(target=ids(2, 8)).hidden
+        gradients.append(torch.autograd.grad(hidden.square().sum(), model.decoder.layers[0].mlp.up.weight)[0])
+    assert torch.equal(*gradients)

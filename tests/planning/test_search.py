@@ -1,6 +1,7 @@
 """Which shapes are worth probing, what a law recommends, and how many steps fit a budget."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from chinchilla.config.machine import Machine, MatmulRate
 from chinchilla.config.run import Limits, Model
 from chinchilla.planning.count import flops_per_token, num_params
 from chinchilla.planning.laws import BESIROGLU
-from chinchilla.planning.memory import memory
+from chinchilla.planning.room import Room
 from chinchilla.planning.search import (
     PROBE_BATCH_TOKENS,
     Facts,
@@ -23,7 +24,6 @@ from chinchilla.planning.search import (
     law_plan,
     near,
     num_steps,
-    recompute_for,
     typical_params,
 )
 
@@ -43,10 +43,11 @@ WEB = Facts(
     task="generate", vocab_size=32_000, unique_tokens=10**12, num_examples=10**9, mean_source_len=0,
     mean_target_len=1024, max_len=1024, bytes_per_token=4.2,
 )  # fmt: skip
+ROOM = Room(8 * 10**9, HELP.batch(PROBE_BATCH_TOKENS), "fp32", "muon")
 
 
 def found(time_s: float, facts: Facts = HELP, limits: Limits | None = None, fixed: Model | None = None) -> list[int]:
-    shapes = candidates(facts, MACHINE, limits or Limits(), fixed or Model(), time_s, "fp32", "muon")
+    shapes = candidates(facts, MACHINE, limits or Limits(), fixed or Model(), time_s, ROOM)
     return [num_params(shape) for shape in shapes]
 
 
@@ -72,7 +73,7 @@ def test_swiglu_has_as_many_parameters_as_the_plain_kind() -> None:
 
 def test_fixed_settings_are_kept() -> None:
     fixed = Model(dim=200, num_heads=4, num_kv_heads=2, ffn_dim=300, norm="rms", attention="gated", max_len=256)
-    for shape in candidates(HELP, MACHINE, Limits(), fixed, 480, "fp32", "muon"):
+    for shape in candidates(HELP, MACHINE, Limits(), fixed, 480, ROOM):
         assert (shape.dim, shape.num_heads, shape.num_kv_heads, shape.head_dim) == (200, 4, 2, 50)
         assert (shape.ffn_dim, shape.norm, shape.attention, shape.max_len) == (300, "rms", "gated", 256)
 
@@ -87,14 +88,14 @@ def test_packed_rows_fit_a_model_whose_texts_are_shorter() -> None:
 
 
 def test_one_fixed_side_leaves_the_other_open() -> None:
-    shapes = candidates(HELP, MACHINE, Limits(), Model(num_decoder_layers=2), 3600, "fp32", "muon")
+    shapes = candidates(HELP, MACHINE, Limits(), Model(num_decoder_layers=2), 3600, ROOM)
     assert {shape.num_decoder_layers for shape in shapes} == {2}
     assert len({shape.num_encoder_layers for shape in shapes}) > 1
 
 
 @pytest.mark.parametrize("time_s", [60, 480, 3600, 36_000])
 def test_candidates_would_see_a_sensible_number_of_tokens(time_s: float) -> None:
-    shapes = candidates(HELP, MACHINE, Limits(), Model(), time_s, "fp32", "muon")
+    shapes = candidates(HELP, MACHINE, Limits(), Model(), time_s, ROOM)
     assert shapes
     assert [num_params(s) for s in shapes] == sorted(num_params(s) for s in shapes)
     for shape in shapes if len(shapes) > 1 else []:
@@ -103,7 +104,7 @@ def test_candidates_would_see_a_sensible_number_of_tokens(time_s: float) -> None
 
 
 def test_near_keeps_the_shapes_around_the_wanted_size() -> None:
-    shapes = candidates(HELP, MACHINE, Limits(), Model(), 3600, "fp32", "muon")
+    shapes = candidates(HELP, MACHINE, Limits(), Model(), 3600, ROOM)
     counts = [num_params(shape) for shape in near(shapes, 6e6, 3)]
     assert counts == sorted(counts)
     assert len(set(counts)) == 3
@@ -133,43 +134,29 @@ def test_little_data_and_much_time_get_the_largest() -> None:
 
 def test_generate_has_decoders_only() -> None:
     facts = HELP.model_copy(update={"task": "generate", "mean_source_len": 0.0})
-    for shape in candidates(facts, MACHINE, Limits(), Model(), 480, "fp32", "adamw"):
+    for shape in candidates(facts, MACHINE, Limits(), Model(), 480, ROOM):
         assert shape.num_encoder_layers == 0 < shape.num_decoder_layers
     with pytest.raises(UsageError, match=r"num_encoder_layers.*decoder only"):
-        candidates(facts, MACHINE, Limits(), Model(num_encoder_layers=2), 480, "fp32", "adamw")
+        candidates(facts, MACHINE, Limits(), Model(num_encoder_layers=2), 480, ROOM)
 
 
 def test_limits_are_kept() -> None:
     assert max(found(3600, limits=Limits(size=20_000_000))) <= 5_000_000 < max(found(3600))
 
 
-def test_activations_are_computed_again_only_where_memory_is_short() -> None:
-    limits, batch = Limits(memory=400_000_000), HELP.batch(PROBE_BATCH_TOKENS)
-
-    def peaks(recompute: bool) -> dict[bool | None, list[int]]:
-        """Peaks of the candidates by whether they are to compute again."""
-        rest = (MACHINE, limits, "fp32", "muon", 10**8)
-        found: dict[bool | None, list[int]] = {}
-        for shape in candidates(HELP, *rest[:2], Model(), 3600, *rest[2:]):
-            peak = memory(shape, batch, "fp32", "muon", ema=True, recompute=recompute).peak
-            found.setdefault(recompute_for(shape, HELP, *rest), []).append(10**8 + peak)
-        return found
-
-    kept, again = peaks(recompute=False), peaks(recompute=True)
-    assert max(kept[False]) <= limits.memory < min(kept[True])
-    assert max(again[True]) <= limits.memory
-    for shape in candidates(HELP, MACHINE, limits, Model(), 3600, "fp32", "muon", 10**8, recompute=False):
-        assert 10**8 + memory(shape, batch, "fp32", "muon", ema=True).peak <= limits.memory
+def test_an_impossible_memory_says_what_is_needed() -> None:
+    tight = replace(ROOM, size_bytes=10_000_000)
+    with pytest.raises(
+        BudgetError, match=r"takes \d+ MB of memory.*10 MB are left of limits\.memory, 200 MB: raise it"
+    ):
+        candidates(HELP, MACHINE, Limits(memory=200_000_000), Model(), 480, tight)
+    with pytest.raises(BudgetError, match=r"10 MB are left of this machine: fix less"):
+        candidates(HELP, MACHINE, Limits(), Model(), 480, tight)
 
 
 def test_an_impossible_size_names_the_smallest_model() -> None:
     with pytest.raises(BudgetError, match=r"limits\.size is 1 MB.*2\+2 layers of 128.*takes 7\.\d+ MB.*vocab_size"):
         found(480, limits=Limits(size=1_000_000))
-
-
-def test_an_impossible_memory_says_what_is_needed() -> None:
-    with pytest.raises(BudgetError, match=r"takes \d+ MB of memory.*limits\.memory 10 MB"):
-        found(480, limits=Limits(memory=10_000_000))
 
 
 def test_contradicting_settings_are_refused() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chinchilla.training.allocator import peak_bytes, release_freed_memory, reset_peak, resident_bytes
+from chinchilla.training.allocator import peak_bytes, release_freed_memory, reset_peak, used_bytes
 
 CPU = torch.device("cpu")
 LARGE = 200_000_000
@@ -17,7 +17,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="t
 
 
 def test_the_process_is_in_memory():
-    assert 10_000_000 < resident_bytes() <= peak_bytes(CPU) * 1.01
+    assert 10_000_000 < used_bytes(CPU) <= peak_bytes(CPU) * 1.01
 
 
 @linux
@@ -26,12 +26,12 @@ def test_a_large_tensor_is_a_peak_until_the_next_reset():
     reset_peak(CPU)
     before = peak_bytes(CPU)
     tensor = torch.ones(LARGE // 4)
-    assert resident_bytes() > before + 0.9 * LARGE
+    assert used_bytes(CPU) > before + 0.9 * LARGE
     del tensor
     gc.collect()
     release_freed_memory()
     assert peak_bytes(CPU) > before + 0.9 * LARGE
-    assert resident_bytes() < before + 0.5 * LARGE
+    assert used_bytes(CPU) < before + 0.5 * LARGE
     reset_peak(CPU)
     assert peak_bytes(CPU) < before + 0.5 * LARGE
 
@@ -39,7 +39,7 @@ def test_a_large_tensor_is_a_peak_until_the_next_reset():
 FAULTS = """
 import resource
 import torch
-from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, resident_bytes
+from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -51,9 +51,9 @@ returned = faults()
 keep_freed_memory()
 faults()
 print(returned, faults())
-held = resident_bytes()
+held = used_bytes(torch.device("cpu"))
 release_freed_memory()
-print(held - resident_bytes())
+print(held - used_bytes(torch.device("cpu")))
 """
 
 

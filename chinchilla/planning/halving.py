@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from chinchilla.config.errors import DataError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.plan import Probe, TaskName
-from chinchilla.planning.laws import BESIROGLU, effective_tokens
+from chinchilla.planning.laws import effective_tokens
 
 Floats = NDArray[np.float64]
 
@@ -22,7 +22,7 @@ EXPONENT_SPREAD = 0.35
 """Standard deviations of the logarithms of the two priors."""
 
 PRIOR_PARAMS = 5_000_000
-"""Size of the models whose runs the priors come from; the law says how the floor moves with the size."""
+"""Size of the models whose runs the priors come from."""
 
 WINDOW = 4.0
 """Only the last part of a curve is fitted, from `tokens / WINDOW` on: the start belongs to the warm-up."""
@@ -46,15 +46,20 @@ NEAR = 4.0
 
 @dataclass(frozen=True)
 class Prior:
-    """What a task's loss curves were like: the floor as a share of the loss at the end of a probe, and the exponent."""
+    """What a task's loss curves were like: floor + gain · tokens^-exponent.
+
+    The floor is a share of the loss at the end of a probe, for a model of `PRIOR_PARAMS`; it falls with the size as
+    N^-size_exponent.
+    """
 
     floor: float
     exponent: float
+    size_exponent: float
 
 
 PRIORS: dict[TaskName, Prior] = {
-    "translate": Prior(floor=0.07, exponent=0.42),
-    "generate": Prior(floor=0.5, exponent=0.28),
+    "translate": Prior(floor=0.15, exponent=0.7, size_exponent=0.6),
+    "generate": Prior(floor=0.5, exponent=0.28, size_exponent=0.2),
 }
 """From a few runs of minutes each (docs/planning.md): a source leaves little to guess, running text much."""
 
@@ -111,8 +116,8 @@ def predict_loss(
     prediction is then of the validation loss, which can lie a fifth above the training loss on unseen documents.
 
     `curve` holds (tokens seen, loss) in order. The form is L(D) = floor + B·D^-beta with D in effective tokens, so that
-    repeats beyond `unique_tokens` are worth less. Floor and beta have the task's priors; larger models have a lower
-    floor, as E + A/N^alpha of a published law says. All pairs on a grid are weighed by how well they fit (a grid
+    repeats beyond `unique_tokens` are worth less. Floor and beta have the task's priors, and larger models
+    a lower floor. All pairs on a grid are weighed by how well they fit (a grid
     posterior), so that a short curve gives a wide answer instead of a wrong one.
 
     Raises:
@@ -151,7 +156,7 @@ def _checked(curve: Sequence[tuple[float, float]]) -> tuple[Floats, Floats]:
 
 def _scaled(prior: Prior, num_params: int) -> Prior:
     """The prior for a model of this size."""
-    return replace(prior, floor=prior.floor * BESIROGLU.floor(num_params) / BESIROGLU.floor(PRIOR_PARAMS))
+    return replace(prior, floor=prior.floor * (num_params / PRIOR_PARAMS) ** -prior.size_exponent)
 
 
 def _level(seen: Floats, losses: Floats) -> float:

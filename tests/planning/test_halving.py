@@ -16,7 +16,7 @@ from chinchilla.planning.laws import effective_tokens
 
 SHAPE = Shape(vocab_size=9, dim=4, num_heads=1, num_kv_heads=1, head_dim=4, ffn_dim=8, num_decoder_layers=1)
 
-PRIOR = Prior(floor=0.22, exponent=0.366)
+PRIOR = Prior(floor=0.22, exponent=0.366, size_exponent=0.3)
 """Of the synthetic curves below."""
 
 
@@ -130,6 +130,12 @@ def test_a_curve_of_stale_repeats_stands_still() -> None:
     assert predict_loss(points, 5_000_000, 2e8, unique_tokens=1e5, prior=PRIOR).p50 == pytest.approx(
         0.96 * 2.0, rel=0.01
     )
+
+
+def test_of_equal_curves_the_larger_model_promises_more() -> None:
+    points = curve(1.0, 4.0 * 1e5**0.4, 0.4, np.linspace(1e4, 1e5, 12))
+    small, large = (predict_loss(points, size, 3e6, 1e9, PRIOR).p50 for size in (2_500_000, 5_000_000))
+    assert 0.85 * small < large < 0.99 * small
 
 
 def test_one_point_rests_on_the_prior() -> None:

@@ -168,7 +168,8 @@ class _Skips:
         if self.count > MAX_SKIPPED * (self.count + self.kept):
             raise DataError(
                 f"{files}: {self.count} of {self.count + self.kept} rows are malformed, more than a tenth, which is no "
-                f"slip but another format or a damaged file; the first: {self.first}"
+                "slip but another format or a damaged file; set data.format and the columns as the file has them, or "
+                f"mend it; the first: {self.first}"
             )
         log.warning("%s: left out %d malformed rows and kept %d", files, self.count, self.kept)
 

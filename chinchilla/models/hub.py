@@ -265,7 +265,7 @@ def _own_shape(config: Mapping[str, Any], where: Path) -> Shape:
         key = ".".join(["shape", *map(str, problem["loc"])])
         raise FaultError(f"{where}: {key}: {problem['msg']}; the file is damaged or of another version") from None
     if not all(0 <= number < shape.vocab_size for number in (shape.pad_id, shape.bos_id, shape.eos_id)):
-        raise FaultError(f"{where}: shape: pad_id, bos_id and eos_id must be below vocab_size; the file is damaged")
+        raise FaultError(f"{where}: shape: pad_id, bos_id and eos_id must be below vocab_size; get the file anew")
     return shape
 
 

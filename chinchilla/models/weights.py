@@ -71,10 +71,12 @@ def check_shape(shape: Shape, tensors: Mapping[str, Tensor], where: str) -> None
     if layers * MIN_LAYER_TENSORS > 2 * len(tensors) or largest > MAX_NUMBERS:
         raise FaultError(
             f"{where}: holds {len(tensors):,} tensors, config.json says {layers:,} layers with matrices of up to "
-            f"{largest:,} numbers; one of the two is another model's, or damaged"
+            f"{largest:,} numbers; one of the two is another model's, or damaged: get both anew from one place"
         )
     if shape.position == "sinusoidal" and shape.max_len * shape.dim > MAX_TABLE:
-        raise FaultError(f"{where}: max_len {shape.max_len:,} makes a table of positions too large; it is damaged")
+        raise FaultError(
+            f"{where}: max_len {shape.max_len:,} makes a table of positions too large; it is damaged, get it anew"
+        )
 
 
 def check_fit(

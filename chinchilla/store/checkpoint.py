@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +26,7 @@ from chinchilla.store.manifest import (
     FOLDER,
     GROUP,
     MANIFEST,
+    MEND,
     STATE,
     Manifest,
     StoredFile,
@@ -33,6 +34,9 @@ from chinchilla.store.manifest import (
     read_manifest,
     verify,
 )
+
+State = dict[str, Any]
+Judged = TypeVar("Judged")
 
 _MAX_HEADER_BYTES = 8 << 20
 _DTYPES = {
@@ -58,14 +62,24 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+def _every(state: State) -> bool:
+    return True
+
+
 def save(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+    counts: Callable[[State], bool] = _every,
 ) -> Path:
     """Save `tensors[group][name]` and the JSON-like `state` as `folder/step-<step>`; give that path.
 
     Tensors may lie on any device, be views, or share memory (each is written in full). When this returns, the
     checkpoint was read back and found whole; only then older ones beyond the newest `keep` are removed, and
-    damaged ones of later steps, which are lost work.
+    damaged ones of later steps, which are lost work. A checkpoint whose state does not count is kept beside these,
+    until the next one stands.
 
     Raises:
         DiskFullError: there is no room; the checkpoints that were there are untouched.
@@ -92,7 +106,7 @@ def save(
         shutil.rmtree(building, ignore_errors=True)
     verify(final)
     with failures_named(folder):
-        _prune(folder, step, keep)
+        _prune(folder, final, step, keep, counts)
     return final
 
 
@@ -115,7 +129,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def latest(
-    folder: Path, on_damage: Callable[[Path, str], None], rank: Callable[[dict[str, Any]], int] | None = None
+    folder: Path, on_damage: Callable[[Path, str], None], rank: Callable[[State], int] | None = None
 ) -> Checkpoint | None:
     """The newest whole checkpoint in `folder`; `on_damage(path, reason)` is told of every damaged one passed over.
 
@@ -140,6 +154,11 @@ def latest(
     return None
 
 
+def has_any(folder: Path, wanted: Callable[[State], bool]) -> bool:
+    """Whether a checkpoint's state is `wanted`; tensors are not looked at, and an unreadable state is not."""
+    return any(_judged(path, wanted, False) for _, path in _committed(folder))
+
+
 def drop_after(folder: Path, step: int) -> None:
     """Remove the checkpoints of later steps than `step`, of a course that is given up, the newest first.
 
@@ -154,13 +173,18 @@ def drop_after(folder: Path, step: int) -> None:
             sync_folder(folder)
 
 
-def _rank(path: Path, rank: Callable[[dict[str, Any]], int]) -> int:
-    """The rank of a checkpoint's state, read without its tensors; a damaged one comes first, to be found and told."""
+def _rank(path: Path, rank: Callable[[State], int]) -> int:
+    """The rank of a checkpoint's state; a damaged one comes first, to be found and told."""
+    return _judged(path, rank, sys.maxsize)
+
+
+def _judged(path: Path, judge: Callable[[State], Judged], damaged: Judged) -> Judged:
+    """What `judge` says of a checkpoint's state, read without its tensors; `damaged` where that cannot be read."""
     try:
         stored = read_manifest(path).files[STATE]
-        return rank(_parse_state(path / STATE, read_file(path / STATE, stored)))
+        return judge(_parse_state(path / STATE, read_file(path / STATE, stored)))
     except FaultError:
-        return sys.maxsize
+        return damaged
 
 
 def _committed(folder: Path) -> list[tuple[int, Path]]:
@@ -244,10 +268,11 @@ def _commit(building: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def _prune(folder: Path, step: int, keep: int) -> None:
-    kept = [path for number, path in _committed(folder) if number <= step and path.name.startswith("step-")][:keep]
+def _prune(folder: Path, final: Path, step: int, keep: int, counts: Callable[[State], bool]) -> None:
+    older = [path for number, path in _committed(folder) if number <= step and path.name.startswith("step-")]
+    kept = [path for path in older if _judged(path, counts, True)][:keep]
     for _, path in _committed(folder):
-        if path not in kept:
+        if path not in kept and path != final:
             _remove(path)
     sync_folder(folder)
 
@@ -280,18 +305,18 @@ def _parse_state(path: Path, data: bytes) -> dict[str, Any]:
     try:
         state = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise FaultError(f"{path}: not JSON: {error}") from None
+        raise FaultError(f"{path}: not JSON: {error}; {MEND}") from None
     if not isinstance(state, dict):
-        raise FaultError(f"{path}: not a JSON object")
+        raise FaultError(f"{path}: not a JSON object; {MEND}")
     return state
 
 
 def _parse_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     (header_bytes,) = struct.unpack("<Q", data[:8].ljust(8, b"\0"))
     if not 2 <= header_bytes <= _MAX_HEADER_BYTES:
-        raise FaultError(f"{path}: a header of {header_bytes} bytes; at most {_MAX_HEADER_BYTES} are accepted")
+        raise FaultError(f"{path}: a header of {header_bytes} bytes; at most {_MAX_HEADER_BYTES} are accepted; {MEND}")
     try:
         # safetensors gives them in an order that changes from process to process.
         return dict(sorted(parse_safetensors(data).items()))
     except (SafetensorError, KeyError) as error:
-        raise FaultError(f"{path}: not safetensors: {error}") from None
+        raise FaultError(f"{path}: not safetensors: {error}; {MEND}") from None

@@ -10,7 +10,7 @@ from chinchilla.store.atomic import failures_named
 
 LOCK = ".lock"
 
-WRITTEN = ("metrics.jsonl", "events.jsonl", "ledger.jsonl", "checkpoints", "model", LOCK)
+WRITTEN = ("metrics.jsonl", "events.jsonl", "ledger.jsonl", "checkpoints", "model", "tensorboard", "wandb", LOCK)
 """What is opened to be written in place, appended to or cleared away; all else is replaced by a rename."""
 
 

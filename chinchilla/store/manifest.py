@@ -19,8 +19,10 @@ STATE = "state.json"
 GROUP = r"[a-z][a-z0-9_]*"
 FOLDER = re.compile(r"(\.old-)?step-([0-9]{6,18})")
 
+MEND = "restore it from a copy, or delete this checkpoint and use an older one"
+"""What to do about a damaged checkpoint."""
+
 _MAX_BYTES = 1 << 20
-_MEND = "restore it from a copy, or delete this checkpoint and use an older one"
 
 # Nothing but these plain names: a manifest never leads outside its folder.
 FileName = Annotated[str, Field(pattern=rf"^({GROUP}\.safetensors|state\.json)$")]
@@ -66,12 +68,14 @@ def read_manifest(path: Path) -> Manifest:
         if path.is_symlink():
             raise FaultError(f"{path}: a link, which a checkpoint must not be")
         if _size(file) > _MAX_BYTES:
-            raise FaultError(f"{file}: damaged: too large for a manifest; {_MEND}")
+            raise FaultError(f"{file}: damaged: too large for a manifest; {MEND}")
         data = file.read_bytes()
     manifest = _parse(file, data)
     match = FOLDER.fullmatch(path.name)
     if match and int(match[2]) != manifest.step:
-        raise FaultError(f"{file}: belongs to step {manifest.step}, not to {path.name}")
+        raise FaultError(
+            f"{file}: belongs to step {manifest.step}, not to {path.name}; give the folder its name back, or delete it"
+        )
     return manifest
 
 
@@ -122,14 +126,14 @@ def _parse(file: Path, data: bytes) -> Manifest:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "file"
         what = first["msg"].removeprefix("Value error, ")
-        raise FaultError(f"{file}: damaged: {place}: {what}; {_MEND}") from None
+        raise FaultError(f"{file}: damaged: {place}: {what}; {MEND}") from None
 
 
 def _size(path: Path) -> int:
     try:
         found = path.lstat()
     except FileNotFoundError:
-        raise FaultError(f"{path}: missing; {_MEND}") from None
+        raise FaultError(f"{path}: missing; {MEND}") from None
     if not S_ISREG(found.st_mode):
         raise FaultError(f"{path}: not a regular file; links and devices are refused")
     return found.st_size
@@ -137,9 +141,9 @@ def _size(path: Path) -> int:
 
 def _check_size(path: Path, stored: StoredFile) -> None:
     if (size := _size(path)) != stored.size_bytes:
-        raise FaultError(f"{path}: damaged: {size} bytes where {stored.size_bytes} were written; {_MEND}")
+        raise FaultError(f"{path}: damaged: {size} bytes where {stored.size_bytes} were written; {MEND}")
 
 
 def _check_hash(path: Path, stored: StoredFile, sha256: str) -> None:
     if sha256 != stored.sha256:
-        raise FaultError(f"{path}: damaged: its SHA-256 is not the manifest's; {_MEND}")
+        raise FaultError(f"{path}: damaged: its SHA-256 is not the manifest's; {MEND}")

@@ -65,7 +65,10 @@ class Review:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training gave; `step_time_s` is the mean of all steps but the first, without validations and checkpoints."""
+    """What training gave; `step_time_s` is the mean of all steps but the first, without validations and checkpoints.
+
+    Of a resumed run it is the mean of the last 1,000 steps before the checkpoint and of those since.
+    """
 
     steps: int
     tokens: int

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from chinchilla.config.errors import FaultError
 from chinchilla.store.atomic import DiskFullError
 from chinchilla.store.run_folder import RunFolder
 
@@ -18,7 +19,7 @@ class Records:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], object]] = deque()
 
     def metrics(self, **values: Any) -> None:
         """Add a line of metrics. Raises FaultError when the disk fails otherwise than by being full."""
@@ -29,14 +30,16 @@ class Records:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._add(partial(self._folder.log_event, kind, time=now, **values))
 
-    def cut(self, step: int) -> None:
-        """Drop the metrics of later steps than `step`.
+    def fault(self, step: int, error: FaultError) -> None:
+        """Add what ends the run; a warning where the disk takes no line any more."""
+        try:
+            self.event("fault", step=step, why=str(error))
+        except FaultError as other:
+            log.warning("the fault could not be written down: %s", other)
 
-        Raises:
-            FaultError: the disk is full or failing.
-        """
-        self.flush()
-        self._folder.cut_metrics(step)
+    def cut(self, step: int) -> None:
+        """Drop the metrics of later steps than `step`, in turn with the lines. Raises FaultError as `metrics`."""
+        self._add(partial(self._folder.cut_metrics, step))
 
     def flush(self) -> None:
         """Write what waits.
@@ -49,7 +52,7 @@ class Records:
             self._waiting[0]()
             self._waiting.popleft()
 
-    def _add(self, write: Callable[[], None]) -> None:
+    def _add(self, write: Callable[[], object]) -> None:
         self._waiting.append(write)
         try:
             self.flush()

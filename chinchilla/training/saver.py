@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any, NamedTuple
@@ -24,11 +25,20 @@ class Snapshot(NamedTuple):
     state: Mapping[str, Any]
 
 
+def is_good(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint of this state is one to return to: taken while all was well, and by any repetition too.
+
+    Checkpoints of the first release say neither, and are.
+    """
+    return bool(state.get("calm", True) and state.get("scheduled", True))
+
+
 @dataclass(frozen=True)
 class _Save:
     """A save in flight; `written` gives the seconds that it took, or raises what went wrong."""
 
     step: int
+    good: bool
     snapshot_s: float
     written: "Future[float]"
 
@@ -36,8 +46,9 @@ class _Save:
 class Saver:
     """Saves checkpoints, one at a time; a full disk costs that checkpoint and not the run.
 
-    `stands` is the step of the newest checkpoint that is known to be whole, and `unsaved` says why a newer one is
-    missing; it is empty while nothing is. Its methods are called from one thread.
+    `stands` is the step of the newest checkpoint that is known to be whole, and `good` whether one stands that training
+    would return to. `unsaved` says why a newer one is missing; it is empty while nothing is. Its methods are called
+    from one thread.
     """
 
     def __init__(self, folder: RunFolder, keep: int, records: Records, monitor: Monitor) -> None:
@@ -45,6 +56,7 @@ class Saver:
         self._records, self._monitor = records, monitor
         self._flying: _Save | None = None
         self.stands: int | None = None
+        self.good = False
         self.unsaved = ""
 
     def save(self, step: int, take: Callable[[], Snapshot]) -> None:
@@ -62,7 +74,7 @@ class Saver:
             self._records.event("save_waited", step=step, waited_s=ready - begun)
         snapshot = take()
         written: Future[float] = Future()
-        self._flying = _Save(step, time.perf_counter() - ready, written)
+        self._flying = _Save(step, is_good(snapshot.state), time.perf_counter() - ready, written)
         # A daemon: a run that is to end at once does not wait for it, and half a save harms nothing.
         Thread(target=self._write, args=(step, snapshot, written), name="checkpoint", daemon=True).start()
 
@@ -85,8 +97,13 @@ class Saver:
         except DiskFullError as error:
             self._tell_unsaved(save.step, error)
         else:
-            self.stands, self.unsaved = save.step, ""
+            self.stands, self.good, self.unsaved = save.step, self.good or save.good, ""
             self._records.event("checkpoint", step=save.step, snapshot_s=save.snapshot_s, write_s=write_s)
+
+    def wait(self) -> None:
+        """Wait for the save in flight, whatever comes of it."""
+        if self._flying is not None:
+            wait_for([self._flying.written])
 
     def require_saved(self) -> None:
         """Wait, and insist that the last checkpoint is on the disk.
@@ -112,7 +129,7 @@ class Saver:
         try:
             # Saving makes the folders it lacks, and a run that was moved must not come back half at its old place.
             self._folder.require_there()
-            checkpoint.save(self._folder.checkpoints, step, snapshot.tensors, snapshot.state, self._keep)
+            checkpoint.save(self._folder.checkpoints, step, snapshot.tensors, snapshot.state, self._keep, is_good)
         except BaseException as error:  # noqa: BLE001 (handed to the step's thread, which raises it)
             written.set_exception(error)
         else:

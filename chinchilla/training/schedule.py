@@ -25,6 +25,18 @@ def rate_scale(step: int, training: Training) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def review_due(step: int, reviews: int, training: Training) -> bool:
+    """Whether the plan meets the clock after `step`: once the speed is known, and before a `wsd` schedule decays.
+
+    Never after the last step, where all that is left is to end.
+    """
+    if step >= training.steps:
+        return False
+    if reviews == 0:
+        return step >= settling_steps(training)
+    return reviews == 1 and training.schedule == "wsd" and step == decay_start(training)
+
+
 def settling_steps(training: Training) -> int:
     """Steps after which the speed is known: the first ones are slow, while kernels and caches are made."""
     return min(max(8, training.steps // 20), 50)

@@ -1,34 +1,32 @@
 """The training loop: one path for every model and task, resumable bit for bit."""
 
 import contextlib
-import logging
 import math
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from chinchilla.config.errors import FaultError, StoppedError
 from chinchilla.config.plan import Training
 from chinchilla.data.batches import Batches
-from chinchilla.data.packing import Rows
 from chinchilla.data.stream import Item, stream
 from chinchilla.models.transformer import Transformer
 from chinchilla.store import checkpoint
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.tasks.task import Batch, Loss, Objective, Task, num_tokens
+from chinchilla.training.device import autocast, compile_blocks_, to_device
 from chinchilla.training.monitor import Monitor, Tracker
 from chinchilla.training.optimizer import Optimizer
 from chinchilla.training.progress import Outcome, Progress, Review, Step
 from chinchilla.training.records import Records
-from chinchilla.training.rollback import MOST_ROLLBACKS, given_up, newest_good
+from chinchilla.training.rollback import MOST_ROLLBACKS, Returns, given_up
 from chinchilla.training.saver import Saver, Snapshot
-from chinchilla.training.schedule import decay_start, rate_scale, settling_steps
+from chinchilla.training.schedule import rate_scale, review_due
 from chinchilla.training.snapshot import (
     Weights,
     all_finite,
@@ -38,10 +36,9 @@ from chinchilla.training.snapshot import (
     load_weights,
     random_state,
 )
+from chinchilla.training.validation import valid_loss
 from chinchilla.training.watch import DivergedError, Watch, require_finite
 from chinchilla.training.workers import Workers, worker_count
-
-log = logging.getLogger("chinchilla")
 
 VALID_BATCHES = 32
 """Micro-batches of the validation data that a validation looks at, at most."""
@@ -52,8 +49,9 @@ class Trainer:
     """Trains `model` on `batches` by the settings in `training`; everything it does is written to `folder`.
 
     `flops_per_token` (matmul FLOPs a labelled token, forward and backward) and `peak_flops_per_s` give the share
-    of the machine's peak. `replan(review)` may return a new number of steps; it is asked when the speed after warm-up
-    is known, and once more before a `wsd` schedule decays. `should_stop()` is asked between steps.
+    of the machine's peak. `replan(review)`, where there is a clock to meet, may return a new number of steps; it is
+    asked when the speed after warm-up is known, before a `wsd` schedule decays, and after a return to an earlier
+    checkpoint. `should_stop()` is asked between steps.
     """
 
     model: Transformer
@@ -65,7 +63,7 @@ class Trainer:
     monitor: Monitor
     flops_per_token: float
     peak_flops_per_s: float
-    replan: Callable[[Review], int | None] = lambda review: None
+    replan: Callable[[Review], int | None] | None = None
     should_stop: Callable[[], bool] = lambda: False
     trackers: Sequence[Tracker] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -83,7 +81,7 @@ class Trainer:
         self.watch = Watch(math.log(self.model.shape.vocab_size))
         self.records = Records(self.folder)
         self.saver = Saver(self.folder, self.training.keep_checkpoints, self.records, self.monitor)
-        self._start: Snapshot | None = None
+        self.returns = Returns(self.folder, self.records, self.saver)
         self._started = 0.0
         self.objective = Objective(
             self.training.label_smoothing, self.training.reconstruct_weight, self.training.mask_rate
@@ -103,7 +101,7 @@ class Trainer:
         self._started = time.perf_counter() - self.progress.time_s
         try:
             if self.progress.step == 0:
-                self._start = self._snapshot(scheduled=True)
+                self.returns.begin(self._snapshot(scheduled=True))
             self._stop_if_asked()
             while self.progress.step < self.training.steps:
                 try:
@@ -112,8 +110,12 @@ class Trainer:
                     self._roll_back(error)
             self.saver.require_saved()
             self.records.flush()
-        except FaultError as error:
-            self._tell_fault(error)
+        except Exception as error:
+            # Whoever called holds the run's lock no longer than this: nothing may be written after it. A second
+            # Ctrl-C (KeyboardInterrupt, no Exception) waits for nothing: the process ends, and that thread with it.
+            self.saver.wait()
+            if isinstance(error, FaultError):
+                self.records.fault(self.progress.step, error)
             raise
         self.progress.time_s = time.perf_counter() - self._started
         load_weights(self.model, self.best)
@@ -134,12 +136,6 @@ class Trainer:
                 self._log(step)
                 self._after_step()
 
-    def _tell_fault(self, error: FaultError) -> None:
-        try:
-            self.records.event("fault", step=self.progress.step, why=str(error))
-        except FaultError as other:
-            log.warning("the fault could not be written down: %s", other)
-
     def steps(self) -> Generator[Step, None, None]:
         """Take the steps that are left, and nothing else: nothing is written.
 
@@ -156,11 +152,11 @@ class Trainer:
     def _step(self, items: Iterator[Item]) -> Step:
         begun = time.perf_counter()
         group = list(islice(items, self.training.accumulation))
-        micro_batches = [_to(batch, self.device) for _, batch in group]
+        micro_batches = [to_device(batch, self.device) for _, batch in group]
         tokens = sum(num_tokens(batch) for batch in micro_batches)
 
         def mean_loss(model: Transformer, batch: Batch) -> Loss:
-            with self._autocast():
+            with autocast(self.device, self.training.precision):
                 loss = self.task.loss(model, batch, self.objective)
             # The mean over the step's real tokens, however they fall into micro-batches.
             return Loss(loss.total / tokens, loss.plain)
@@ -184,20 +180,18 @@ class Trainer:
 
     def _after_step(self) -> None:
         self.saver.poll()
-        if self.saver.stands is not None:
-            # There is something on the disk to return to.
-            self._start = None
-        planned_anew = self._review_due() and self._plan_anew()
+        self.returns.let_go()
+        reviewed = self._review()
         progress, training = self.progress, self.training
         last = progress.step == training.steps
         if last or progress.step % training.eval_every == 0:
             self._validate()
         progress.due |= progress.step % training.checkpoint_every == 0
         # While the loss is off, a checkpoint waits: it would be one to return to, and push out better ones.
-        if last or planned_anew or (progress.due and self.watch.calm and all_finite(self.model)):
+        if last or reviewed or (progress.due and self._is_calm()):
             self.save()
-        # A new plan comes from the clock: one that is not saved at once could not be repeated by a resumed run.
-        if planned_anew:
+        # The answer comes from the clock: one that is not saved at once could not be repeated by a resumed run.
+        if reviewed:
             self.saver.settle()
         if not last:
             self._stop_if_asked()
@@ -224,9 +218,11 @@ class Trainer:
         step, rollbacks, time_s = self.progress.step, self.progress.rollbacks + 1, self.progress.time_s
         if rollbacks > MOST_ROLLBACKS:
             raise given_up(self.folder.path, error, step) from error
-        to_step = self._go_back()
+        self._go_back()
         self.progress.rollbacks, self.progress.time_s = rollbacks, time_s
-        factor = self.progress.rate_factor
+        # What was done in vain has cost time: the plan meets the clock anew.
+        self.progress.reviews = 0
+        to_step, factor = self.progress.step, self.progress.rate_factor
         self.records.event("rollback", step=step, to_step=to_step, why=error.why, rate_scale=factor)
         self.monitor.note(f"{error.why} after step {step}: back to step {to_step}, at {factor:g} of the rate")
         self.monitor.total(self.training.steps)
@@ -234,37 +230,25 @@ class Trainer:
         self.save()
         self.saver.settle()
 
-    def _go_back(self) -> int:
-        """Take up the newest good checkpoint, or the start, and drop what came after it; give its step."""
-        checkpoints = self.folder.checkpoints
-        found = newest_good(self.folder, self.records)
-        saved = found or self._start
-        if saved is None:
-            raise FaultError(f"{checkpoints}: the checkpoints of this run are gone, and the loss went wrong")
-        self._take_up(saved)
-        self.saver.stands = found.step if found else None
-        checkpoint.drop_after(checkpoints, self.progress.step)
+    def _go_back(self) -> None:
+        """Take up the place to return to, and drop what came after it."""
+        self._take_up(self.returns.take())
+        checkpoint.drop_after(self.folder.checkpoints, self.progress.step)
         self.records.cut(self.progress.step)
-        return self.progress.step
 
-    def _review_due(self) -> bool:
-        step, training = self.progress.step, self.training
-        if self.progress.reviews == 0:
-            return step >= settling_steps(training)
-        return self.progress.reviews == 1 and training.schedule == "wsd" and step == decay_start(training)
-
-    def _plan_anew(self) -> bool:
-        """Ask for a new plan; whether there is one."""
+    def _review(self) -> bool:
+        """Ask for a new plan where it is time to; whether it was asked."""
         progress, old = self.progress, self.training.steps
+        if self.replan is None or not review_due(progress.step, progress.reviews, self.training):
+            return False
         progress.reviews += 1
         recent = statistics.fmean(self._times[-max(1, progress.step // 2) :])
         steps = self.replan(Review(progress.step, old, recent, progress.time_s))
-        if steps is None or steps == old:
-            return False
-        self.records.event("replan", step=progress.step, steps=steps, step_time_s=recent)
-        self.monitor.note(f"steps take {recent:.3g} s: {steps} instead of {old} fit the budget")
-        self.monitor.total(steps)
-        self.training = self.training.model_copy(update={"steps": steps})
+        if steps is not None and steps != old:
+            self.records.event("replan", step=progress.step, steps=steps, step_time_s=recent)
+            self.monitor.note(f"steps take {recent:.3g} s: {steps} instead of {old} fit the budget")
+            self.monitor.total(steps)
+            self.training = self.training.model_copy(update={"steps": steps})
         return True
 
     def _update_average(self) -> None:
@@ -290,22 +274,8 @@ class Trainer:
 
     def valid_loss(self) -> float:
         """Plain cross-entropy on the validation data, in nats a token."""
-        order, models = self.valid.order(0)[:VALID_BATCHES], self.workers.models
-        shares = [(model, order[index :: len(models)]) for index, model in enumerate(models)]
-        found = self.workers.map(lambda share: self._valid_nats(*share), shares)
-        return sum(nats for nats, _ in found) / sum(tokens for _, tokens in found)
-
-    def _valid_nats(self, model: Transformer, order: Sequence[Rows]) -> tuple[float, int]:
-        """Summed loss on these batches, and their tokens."""
-        nats, tokens = 0.0, 0
-        model.eval()
-        with torch.no_grad(), self._autocast():
-            for rows in order:
-                batch = _to(self.valid.batch(rows), self.device)
-                nats += float(self.task.loss(model, batch, Objective()).plain)
-                tokens += num_tokens(batch)
-        model.train()
-        return nats, tokens
+        precision = self.training.precision
+        return valid_loss(self.task, self.valid, VALID_BATCHES, self.workers, self.device, precision)
 
     def save(self, scheduled: bool = True) -> None:
         """Save a checkpoint aside: the copy is made now, the writing goes on while steps are taken.
@@ -315,7 +285,7 @@ class Trainer:
         Raises:
             FaultError: the save before failed for another reason than a full disk.
         """
-        if scheduled and self.watch.calm:
+        if scheduled and self._is_calm():
             self.progress.due = False
         self.saver.save(self.progress.step, lambda: self._snapshot(scheduled))
 
@@ -323,13 +293,18 @@ class Trainer:
         tensors = learned(self.model, self.optimizer, self.average)
         # The best weights are replaced, never changed.
         tensors |= {"best": self.best, "random": random_state(self.workers, self.device)}
-        own = {"steps": self.training.steps, "times": self._times[-1000:], "scheduled": scheduled}
+        own = {"steps": self.training.steps, "times": self._times[-1000:]}
+        own |= {"scheduled": scheduled, "calm": self._is_calm()}
         return Snapshot(tensors, self.progress.to_state() | self.watch.to_state() | own)
 
+    def _is_calm(self) -> bool:
+        """Whether a checkpoint taken now could be returned to."""
+        return self.watch.calm and all_finite(self.model)
+
     def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Go on from a checkpoint as if nothing had happened."""
+        """Go on from a checkpoint as if nothing had happened. The trainer is as it was made, seed and all."""
+        self.returns.resume(saved, lambda: self._snapshot(scheduled=True))
         self._take_up(saved)
-        self.saver.stands = saved.step
 
     def _take_up(self, saved: checkpoint.Checkpoint | Snapshot) -> None:
         state, tensors = saved.state, saved.tensors
@@ -365,18 +340,3 @@ class Trainer:
     def _track(self, values: dict[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log(self.progress.step, values)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
-
-
-def compile_blocks_(model: Transformer) -> None:
-    """Compile each block; equal blocks share one compiled form, which costs less than compiling the model whole."""
-    for stack in (model.encoder, model.decoder):
-        for block in stack.layers if stack is not None else ():
-            # All batches of a run have one size.
-            block.compile(dynamic=False)
-
-
-def _to(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -61,7 +61,7 @@ class Watch:
 
     def to_state(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"losses": list(self.losses), "best_median": self.best, "calm": self.calm}
+        return {"losses": list(self.losses), "best_median": self.best}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what `to_state` gave; a checkpoint of an earlier release has none of it."""

@@ -78,7 +78,7 @@ def load(path: Path) -> Model:
     if own and tokenizer.vocab_size > shape.vocab_size:
         raise FaultError(
             f"{folder}: tokenizer.json has ids up to {tokenizer.vocab_size - 1}, the model knows {shape.vocab_size}; "
-            "one of the two is another model's"
+            "one of the two is another model's: put back the tokenizer.json that was written with this model"
         )
     model = loaded.model
     return Model(

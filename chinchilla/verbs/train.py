@@ -196,6 +196,7 @@ def _run(trainer: Trainer, stop: StopSignals) -> Outcome:
         stop.release()
         if stop.asked():
             path = trainer.folder.path
+            trainer.folder.log_event("stopped", step=outcome.steps)
             raise StoppedError(
                 f"{path}: stopped after the last step, before the test; go on with: chinchilla train --resume {path}"
             )
@@ -206,7 +207,7 @@ def _run(trainer: Trainer, stop: StopSignals) -> Outcome:
 
 
 def _trainer(folder: RunFolder, made: Plan, prepared: Prepared, progress: Monitor, trackers: list[Any]) -> Trainer:
-    training = made.training
+    training, run = made.training, prepared.run
     torch.manual_seed(training.seed)
     return Trainer(
         model=Transformer(made.shape, training.dropout),
@@ -218,22 +219,20 @@ def _trainer(folder: RunFolder, made: Plan, prepared: Prepared, progress: Monito
         monitor=progress,
         flops_per_token=made.flops_per_token,
         peak_flops_per_s=made.machine.flops_per_s(training.precision),
-        replan=_replanner(made) if prepared.run.train.steps is None else lambda *_: None,
+        replan=_replanner(made, made.budget_time_s) if made.budget_time_s and run.train.steps is None else None,
         trackers=trackers,
         device=torch.device(made.machine.device),
     )
 
 
-def _replanner(made: Plan) -> Callable[[Review], int | None]:
-    """Plan the remaining steps anew where they would miss the budget by more than a tenth; time budgets only."""
+def _replanner(made: Plan, budget_time_s: float) -> Callable[[Review], int | None]:
+    """Plan the remaining steps anew where they would miss the budget by more than a tenth."""
 
     def replan(review: Review) -> int | None:
-        if made.budget_time_s is None:
-            return None
         # What validations and checkpoints take was planned as a share of the steps' time.
         overhead = made.predicted["train_time_s"].p50 / (made.training.steps * made.predicted["step_time_s"].p50)
         per_step_s = review.step_time_s * overhead
-        left_s = max(0.0, made.budget_time_s - made.planning_time_s - review.time_s)
+        left_s = max(0.0, budget_time_s - made.planning_time_s - review.time_s)
         needed_s = (review.steps - review.step) * per_step_s
         if abs(needed_s - left_s) <= NEW_PLAN_ABOVE * left_s:
             return None

@@ -19,6 +19,7 @@ from chinchilla.store.sums import SUMS, check_sums
 from chinchilla.verbs.replay import Replay, replay
 
 REPLAY = "replay"
+MEND = "restore the file from a copy or delete that line"
 OBJECTS = ("env.json", "results.json", "compression.json")
 
 Tell = Callable[[str], None]
@@ -116,7 +117,7 @@ def _metrics(path: Path) -> str:
     for number, record in enumerate(records, 1):
         step = record.get("step")
         if not isinstance(step, int) or step < before:
-            raise FaultError(f"{path}: line {number}: step {step!r} follows {before}; a line was lost or moved")
+            raise FaultError(f"{path}: line {number}: step {step!r} follows {before}, a line was lost or moved; {MEND}")
         before = step
     return f"{len(records):,} lines, up to step {before}"
 
@@ -125,7 +126,7 @@ def _events(path: Path) -> str:
     records = journal.read(path)
     for number, record in enumerate(records, 1):
         if not isinstance(record.get("kind"), str):
-            raise FaultError(f"{path}: line {number} has no kind; it was changed or damaged")
+            raise FaultError(f"{path}: line {number} has no kind; {MEND}")
     return f"{len(records):,} lines"
 
 
@@ -136,7 +137,7 @@ def _ledger(path: Path) -> str:
             Estimate.model_validate(record.get("predicted"))
         except ValidationError as error:
             what = error.errors()[0]["msg"]
-            raise FaultError(f"{path}: line {number} holds no prediction ({what}); it was changed or damaged") from None
+            raise FaultError(f"{path}: line {number} holds no prediction ({what}); {MEND}") from None
     return f"{len(records):,} lines"
 
 

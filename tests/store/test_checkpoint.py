@@ -146,6 +146,24 @@ def test_only_the_newest_are_kept(tmp_path):
     assert found is not None and found.step == 1_000_001
 
 
+def test_those_that_do_not_count_push_none_out_and_stay_until_the_next(tmp_path):
+    def save(step: int, counts: bool = True) -> None:
+        checkpoint.save(tmp_path, step, filled(step), {"counts": counts}, 2, lambda state: state["counts"])
+
+    for step in (1, 2):
+        save(step)
+    save(3, counts=False)
+    assert steps(tmp_path) == ["step-000001", "step-000002", "step-000003"]
+    save(4, counts=False)
+    assert steps(tmp_path) == ["step-000001", "step-000002", "step-000004"]
+    save(5)
+    assert steps(tmp_path) == ["step-000002", "step-000005"]
+    (tmp_path / "step-000005" / "state.json").write_text("{}")
+    assert checkpoint.has_any(tmp_path, lambda state: state["counts"])
+    assert not checkpoint.has_any(tmp_path, lambda state: not state["counts"])
+    assert not checkpoint.has_any(tmp_path / "absent", lambda state: True)
+
+
 def test_no_checkpoints_is_none(tmp_path):
     assert checkpoint.latest(tmp_path / "absent", unexpected) is None
     (tmp_path / ".saving-step-000001").mkdir()

@@ -22,10 +22,14 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
+def test_all_that_is_written_in_place_is_known():
+    assert {"metrics.jsonl", "checkpoints", "model", "tensorboard", "wandb", ".lock"} <= set(WRITTEN)
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_links_that_would_be_written_through_are_refused(run, name, capsys):
     outside = run.parent / "outside"
-    is_folder = name in ("checkpoints", "model")
+    is_folder = name in ("checkpoints", "model", "tensorboard", "wandb")
     if is_folder:
         (outside / "step-000001").mkdir(parents=True)
     else:

@@ -25,6 +25,7 @@ from chinchilla.training.records import Records
 from chinchilla.training.rollback import newest_good
 from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.stop import StopSignals
+from chinchilla.verbs.train import _run
 
 TIMES = {"time_s", "tokens_per_s", "peak_fraction"}
 SETTINGS: dict[str, Any] = {"dropout": 0.2, "accumulation": 2, "ema_decay": 0.9, "checkpoint_every": 3, "eval_every": 7}
@@ -259,6 +260,15 @@ def test_a_run_asked_to_stop_before_its_first_step_writes_no_checkpoint(tmp_path
         trainer.run()
     assert stop.value.exit_code == 130
     assert not trainer.folder.checkpoints.exists()
+
+
+def test_a_signal_during_the_last_step_is_written_down_too(tmp_path):
+    trainer = make_trainer(tmp_path, monitor=Hook(at12=lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with StopSignals() as stop, pytest.raises(StoppedError, match="stopped after the last step, before the test") as e:
+        _run(trainer, stop)
+    assert e.value.exit_code == 143
+    event = journal.read(trainer.folder.events)[-1]
+    assert (event["kind"], event["step"]) == ("stopped", 12)
 
 
 def test_a_stop_that_cannot_be_saved_is_a_fault(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Losses that go wrong: back to the last good checkpoint at half the rate, the same way however often it is resumed."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from training_fakes import digest, make_trainer, weights
 
-from chinchilla.config.errors import FaultError
+from chinchilla.config.errors import FaultError, StoppedError
 from chinchilla.store import checkpoint, journal
 from chinchilla.tasks.task import Loss
 from chinchilla.tasks.translate import Translate
@@ -179,6 +180,103 @@ def test_a_run_that_is_cut_off_and_resumed_takes_the_same_returns_and_ends_in_th
     assert rollbacks(whole) == [
         each for index, each in enumerate(rollbacks(other)) if each not in rollbacks(other)[:index]
     ]
+
+
+def stopped_and_resumed(folder: Path, stops: tuple[int, ...], loss_at: Any, **changes: Any) -> Trainer:
+    """A run that is asked to stop after these steps, and each time goes on as `chinchilla train --resume` does."""
+    for stop in (*stops, None):
+        trainer = faulty(folder, loss_at, **changes)
+        saved = checkpoint.latest(trainer.folder.checkpoints, lambda path, why: pytest.fail(why))
+        if saved is not None:
+            trainer.resume(saved)
+            trainer.folder.cut_metrics(saved.step)
+        trainer.should_stop = lambda trainer=trainer, stop=stop: trainer.progress.step == stop
+        if stop is None:
+            trainer.run()
+        else:
+            with pytest.raises(StoppedError):
+                trainer.run()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("stops", "nan", "to_step"),
+    [((3,), 7, 0), ((3, 5), 7, 0), ((10, 12), 15, 8), ((3, 10), 12, 8), ((9, 10, 11, 12), 20, 16)],
+)
+def test_stops_change_nothing_about_where_a_run_returns_to(tmp_path, stops, nan, to_step):
+    rest: dict[str, Any] = {"steps": 20, "checkpoint_every": 8, "keep_checkpoints": 2, "dropout": 0.2, "ema_decay": 0.9}
+    whole = faulty(tmp_path / "whole", nan_at(nan), **rest)
+    whole.run()
+    other = stopped_and_resumed(tmp_path / "other", stops, nan_at(nan), **rest)
+    assert rollbacks(other) == rollbacks(whole) == [(nan - 1, to_step, 0.5)]
+    assert digest(weights(other.model)) == digest(weights(whole.model))
+    assert lines(other) == lines(whole)
+    names = [sorted(path.name for path in each.folder.checkpoints.iterdir()) for each in (whole, other)]
+    assert names[0] == names[1]
+
+
+def test_a_plan_made_anew_on_weights_that_overflowed_is_not_returned_to(tmp_path):
+    """It is saved at once all the same, and the state says that all was not well."""
+    trainer = make_trainer(tmp_path, eval_every=100, replan=lambda review: 14)
+    step = trainer.optimizer.step
+
+    def overflow(scale: float) -> None:
+        step(scale)
+        if trainer.progress.step == 7 and trainer.progress.rollbacks == 0:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(math.inf)
+
+    trainer.optimizer.step = overflow  # type: ignore[method-assign]
+    assert trainer.run().steps == 14
+    assert rollbacks(trainer) == [(8, 4, 0.5)]
+
+
+@pytest.mark.parametrize(("nan", "asked", "steps"), [(15, [8, 13, 24], 40), (31, [8, 24, 29], 34)])
+def test_the_plan_meets_the_clock_again_after_a_return(tmp_path, nan, asked, steps):
+    """Also where the decay has begun: what was done in vain has cost time."""
+    seen: list[int] = []
+
+    def replan(review: Any) -> int | None:
+        seen.append(review.step)
+        return 34 if review.step == 29 else None
+
+    trainer = faulty(tmp_path, nan_at(nan), steps=40, replan=replan)
+    assert trainer.run().steps == steps
+    assert seen == asked
+
+
+def test_a_return_while_the_disk_is_full_is_survived(tmp_path, monkeypatch):
+    usual = faulty(tmp_path / "usual", nan_at(7))
+    usual.run()
+
+    def full(*args: Any) -> None:
+        raise checkpoint.DiskFullError("No space left on device")
+
+    class Filling(Silent):
+        def step(self, step: int, *rest: float) -> None:
+            if step == 6:
+                monkeypatch.setattr(journal, "append", full)
+                monkeypatch.setattr(journal, "cut", full)
+                monkeypatch.setattr("chinchilla.training.saver.checkpoint.save", full)
+            elif step == 10:
+                monkeypatch.undo()
+
+    trainer = faulty(tmp_path / "full", nan_at(7), monitor=Filling())
+    trainer.run()
+    assert rollbacks(trainer) == rollbacks(usual) == [(6, 4, 0.5)]
+    assert digest(weights(trainer.model)) == digest(weights(usual.model))
+    assert lines(trainer) == lines(usual)
+
+
+def test_checkpoints_that_are_gone_when_they_are_needed_are_told_with_the_mend(tmp_path):
+    class Losing(Silent):
+        def step(self, step: int, *rest: float) -> None:
+            if step == 6:
+                shutil.rmtree(tmp_path / "checkpoints")
+
+    trainer = faulty(tmp_path, nan_at(7), monitor=Losing())
+    with pytest.raises(FaultError, match=r"checkpoints of this run are gone.*; restore one from a copy, or train anew"):
+        trainer.run()
 
 
 class EnoughError(Exception):

@@ -201,6 +201,30 @@ def test_lines_that_find_the_disk_full_are_written_later_in_order(tmp_path, monk
         records.flush()
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_save_in_flight_ends_before_an_error_leaves_the_run_but_a_second_ctrl_c_does_not_wait(
+    tmp_path, monkeypatch, error
+):
+    """Whoever called gives back the run's lock then."""
+    slow_down(monkeypatch, gate := threading.Event())
+
+    class Failing(Silent):
+        def step(self, step: int, *rest: float) -> None:
+            if step == 5:
+                raise error
+
+    trainer = make_trainer(tmp_path, monitor=Failing())
+    timer = threading.Timer(0.3, gate.set)
+    if error is RuntimeError:
+        timer.start()
+    with pytest.raises(error):
+        trainer.run()
+    assert (trainer.folder.checkpoints / "step-000004").exists() == (error is RuntimeError)
+    gate.set()
+    trainer.saver.wait()
+    assert (trainer.folder.checkpoints / "step-000004").exists()
+
+
 class Moving(Silent):
     """Moves the run folder away at a step."""
 

@@ -333,6 +333,23 @@ def test_a_new_plan_is_saved_at_once(tmp_path):
     assert other.run().steps == 20
 
 
+def test_a_run_that_is_done_when_the_speed_is_known_is_not_lengthened(tmp_path):
+    trainer = make_trainer(tmp_path, steps=8, replan=(replan := Replanner(20)))
+    assert trainer.run().steps == 8
+    assert replan.asked == []
+
+
+def test_a_plan_that_was_found_to_fit_is_not_asked_about_again(tmp_path):
+    """By other timings the answer could be another."""
+    trainer = make_trainer(tmp_path, steps=40, replan=Replanner(None), checkpoint_every=500, monitor=Until(12))
+    with pytest.raises(EnoughError):
+        trainer.run()
+    other = make_trainer(tmp_path, 5, steps=40, replan=(replan := Replanner(None)), checkpoint_every=500)
+    other.resume(checkpoint.load(trainer.folder.checkpoints / "step-000008"))
+    other.run()
+    assert [review.step for review in replan.asked] == [24]
+
+
 @pytest.mark.parametrize("steps", [None, 16])
 def test_a_plan_that_stands_is_no_event(tmp_path, steps):
     trainer = make_trainer(tmp_path, steps=16, replan=Replanner(steps))

@@ -251,6 +251,7 @@ def test_lines_out_of_order_are_named(run):
     assert wrong.keys() == {"metrics.jsonl", "ledger.jsonl", "events.jsonl"}
     assert "a line was lost or moved" in wrong["metrics.jsonl"]
     assert "line 1 holds no prediction" in wrong["ledger.jsonl"]
+    assert all("restore the file from a copy or delete that line" in found for found in wrong.values())
 
 
 @pytest.mark.parametrize(("steps", "stop"), [(1, 13), (4, 14), (10, 20), (15, 25), (20, 30), (500, 30)])

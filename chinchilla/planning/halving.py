@@ -58,7 +58,7 @@ class Prior:
 
 
 PRIORS: dict[TaskName, Prior] = {
-    "translate": Prior(floor=0.15, exponent=0.7, size_exponent=0.6),
+    "translate": Prior(floor=0.15, exponent=0.7, size_exponent=0.35),
     "generate": Prior(floor=0.5, exponent=0.28, size_exponent=0.2),
 }
 """From a few runs of minutes each (docs/planning.md): a source leaves little to guess, running text much."""

@@ -25,6 +25,9 @@ LAYERS = (2, 3, 4, 6, 8)
 ASPECT = (60, 128)
 """Channels a layer of a stack: outside this a model is needlessly deep or flat."""
 
+FAR = 1.75
+"""Factor on the rule of thumb's size beyond which a shape is not probed."""
+
 LARGE_DIMS = tuple(range(256, 16_384 + 1, 128))
 LARGE_ASPECT = (64, 128)
 
@@ -147,12 +150,17 @@ def typical_params(flops: float) -> float:
 
 
 def near(shapes: Sequence[Shape], wanted: float, most: int) -> list[Shape]:
-    """The `most` shapes nearest to `wanted` parameters and to steps of 1.6 below and above it; smallest first."""
+    """The `most` shapes nearest to `wanted` parameters and to steps of 1.3 below and above it; smallest first.
+
+    None is further than `FAR` from it, where another is there: probes are too short to judge what is unlike.
+    """
+    distance = {shape: abs(math.log(num_params(shape) / wanted)) for shape in shapes}
+    within = max(math.log(FAR), min(distance.values(), default=0.0))
     chosen: list[Shape] = []
     for power in (0, -1, 1, -2, 2)[:most]:
-        left = [shape for shape in shapes if shape not in chosen]
+        left = [shape for shape in shapes if shape not in chosen and distance[shape] <= within]
         if left:
-            chosen.append(min(left, key=lambda shape: abs(math.log(num_params(shape) / (wanted * 1.6**power)))))
+            chosen.append(min(left, key=lambda shape: abs(math.log(num_params(shape) / (wanted * 1.3**power)))))
     return sorted(chosen, key=num_params)
 
 

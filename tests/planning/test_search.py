@@ -14,6 +14,7 @@ from chinchilla.planning.count import flops_per_token, num_params
 from chinchilla.planning.laws import BESIROGLU
 from chinchilla.planning.room import Room
 from chinchilla.planning.search import (
+    FAR,
     PROBE_BATCH_TOKENS,
     Facts,
     build,
@@ -111,7 +112,9 @@ def test_near_keeps_the_shapes_around_the_wanted_size() -> None:
     assert min(counts) < 6e6 < max(counts)
     nearest = min((num_params(shape) for shape in shapes), key=lambda count: abs(math.log(count / 6e6)))
     assert nearest in counts
+    assert all(6e6 / FAR <= count <= 6e6 * FAR for count in counts)
     assert near(shapes[:1], 6e6, 3) == shapes[:1]
+    assert near(shapes, 1e12, 3) == [max(shapes, key=num_params)]
 
 
 def test_the_rule_of_thumb_grows_with_the_budget() -> None:

@@ -147,7 +147,12 @@ def _by_law(
     room = _room(run, prepared, machine, draft, process_bytes)
     way = room.way(found.shape)
     if way is None:
-        raise search.too_little(found.shape, run.limits, room)
+        error = search.too_little(found.shape, run.limits, room)
+        if run.limits.memory is not None:
+            raise error
+        # A budget may be planned here for a larger machine.
+        log.warning("%s", error)
+        way = True
     estimate = step_time(found.shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation).estimate()
     return Choice(
         shape=found.shape,

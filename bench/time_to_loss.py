@@ -1,8 +1,8 @@
 """Seconds to a loss: the default recipe against well-tuned AdamW with a cosine, and what else was tried.
 
     chinchilla data get ddtp-en
-    python bench/time_to_loss.py race --minutes 15 --seeds 3      writes bench/results/time_to_loss.csv
-    python bench/time_to_loss.py trials --minutes 2               writes bench/results/time_to_loss_trials.csv
+    python bench/time_to_loss.py race --minutes 15 --seeds 0 1 2      writes bench/results/time_to_loss.csv
+    python bench/time_to_loss.py trials --minutes 2 --seeds 0         writes bench/results/time_to_loss_trials.csv
 
 Text generation on Debian's package descriptions, one model, one order of the data for all. All share the trainer, its
 kernels and its batches: what differs is what the table names. Rates are tuned for each in shorter runs. Contenders take
@@ -10,6 +10,7 @@ turns of a few steps, so that a slow minute of the machine slows all; a run's se
 
 `race`: AdamW trains for the given minutes; the default recipe trains for shares of them, and the time it needs for
 AdamW's last validation loss is read between those. `trials`: one change at a time to the default recipe, for as long.
+`--threads 1` leaves the other processor to another seed, whose rows `--append` adds.
 """
 
 import argparse
@@ -66,6 +67,7 @@ class Contender:
     name: str
     training: dict[str, Any] = field(default_factory=dict)
     shape: dict[str, Any] = field(default_factory=dict)
+    muon: dict[str, Any] = field(default_factory=dict)
 
 
 ADAMW = Contender(
@@ -77,6 +79,8 @@ DEFAULT = Contender("default")
 TRIALS = (
     DEFAULT,
     Contender("adamw", {"optimizer": "adamw"}),
+    Contender("3 Newton-Schulz steps", muon={"ns_steps": 3}),
+    Contender("twice the rate", {"learning_rate": 1e-2, "embedding_learning_rate": 1e-2}),
     Contender("cosine", {"schedule": "cosine"}),
     Contender("decay over 20 %", {"decay_fraction": 0.2}),
     Contender("decay over 70 %", {"decay_fraction": 0.7}),
@@ -87,9 +91,7 @@ TRIALS = (
     Contender("GELU", shape={"activation": "gelu"}),
     Contender("SwiGLU", shape={"activation": "swiglu", "ffn_dim": 704}),
     Contender("untied embeddings", shape={"tied_embeddings": False}),
-    Contender("RMSNorm", shape={"norm": "rms"}),
     Contender("gated attention", shape={"attention": "gated"}),
-    Contender("no weight decay", {"weight_decay": 0.0}),
     Contender("feature reconstruction 0.1", {"reconstruct_weight": 0.1}, {"reconstruct": True}),
 )
 
@@ -154,12 +156,16 @@ class Ground:
             flops_per_token=1.0,
             peak_flops_per_s=1.0,
         )
+        for part in trainer.optimizer.parts:
+            if isinstance(part, torch.optim.Muon):
+                for group in part.param_groups:
+                    group.update(contender.muon)
         return Entry(contender, trainer, rate, seed)
 
 
 def make_ground(minutes: float) -> Ground:
     """The recipe's data, the plan's settings, and one shape for all."""
-    run = load_run(RECIPE, ()).run
+    run = load_run(RECIPE, (f"train.threads={torch.get_num_threads()}",)).run
     keep_freed_memory()
     prepared = prepare(run, say)
     machine: Machine = measured_machine(run, say)
@@ -213,15 +219,15 @@ def tuned(ground: Ground, contenders: Sequence[Contender], steps: dict[str, int]
     return best
 
 
-def race(minutes: float, seeds: int) -> Iterator[Row]:
-    """AdamW for `minutes`, the default recipe for shares of them, `seeds` times."""
+def race(minutes: float, seeds: Sequence[int]) -> Iterator[Row]:
+    """AdamW for `minutes`, the default recipe for shares of them, for each seed."""
     ground = make_ground(minutes)
     contenders = (ADAMW, DEFAULT)
     step_s = step_times(ground, contenders)
     steps = {name: round(60 * minutes / time_s) for name, time_s in step_s.items()}
     rates = tuned(ground, contenders, {name: max(50, round(TUNING * count)) for name, count in steps.items()})
     say(f"steps {steps}, tuned factors {rates}")
-    for seed in range(seeds):
+    for seed in seeds:
         entries = [ground.entry(ADAMW, steps[ADAMW.name], rates[ADAMW.name], seed)]
         lengths = [round(share * steps[DEFAULT.name]) for share in SHARES]
         entries += [ground.entry(DEFAULT, length, rates[DEFAULT.name], seed) for length in lengths]
@@ -244,14 +250,14 @@ def seconds_to(target: float, rows: Sequence[Row]) -> float:
     return float(times[first - 1] * (times[first] / times[first - 1]) ** share)
 
 
-def trials(minutes: float) -> Iterator[Row]:
+def trials(minutes: float, seeds: Sequence[int]) -> Iterator[Row]:
     """Each change for the same seconds as the default recipe."""
     ground = make_ground(minutes)
     step_s = step_times(ground, TRIALS)
-    entries = [ground.entry(trial, round(60 * minutes / step_s[trial.name]), 1.0, 0) for trial in TRIALS]
-    rows = compete(entries)
-    default = rows[0]["valid_loss"]
-    yield from ({**row, "against_default": round(row["valid_loss"] - default, 4)} for row in rows)
+    for seed in seeds:
+        rows = compete([ground.entry(each, round(60 * minutes / step_s[each.name]), 1.0, seed) for each in TRIALS])
+        default = rows[0]["valid_loss"]
+        yield from ({**row, "against_default": round(row["valid_loss"] - default, 4)} for row in rows)
 
 
 def say(text: str) -> None:
@@ -264,15 +270,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("race", "trials"))
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--append", action="store_true", help="keep the rows that are there")
     arguments = parser.parse_args()
-    rows = list(race(arguments.minutes, arguments.seeds) if arguments.what == "race" else trials(arguments.minutes))
+    torch.set_num_threads(arguments.threads)
+    rows = (race if arguments.what == "race" else trials)(arguments.minutes, arguments.seeds)
     out = RESULTS / ("time_to_loss.csv" if arguments.what == "race" else "time_to_loss_trials.csv")
-    with out.open("w", newline="", encoding="utf-8") as file:
-        head = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-        writer = csv.DictWriter(file, [*head, *rows[0]])
-        writer.writeheader()
-        writer.writerows(head | row for row in rows)
+    write(out, [{"torch": torch.__version__, "threads": arguments.threads} | row for row in rows], arguments.append)
+
+
+def write(out: Path, rows: Sequence[Row], append: bool) -> None:
+    """The rows as CSV, under its head where the file is new."""
+    with out.open("a" if append else "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Probe runs: train a candidate for a moment to see how fast it is and how fast it learns."""
 
 import itertools
-import statistics
 import time
 from dataclasses import dataclass
 
@@ -11,23 +10,26 @@ LEAST_STEPS = 4
 POINTS = 12
 
 PARTS = 5
-LEAST_SPREAD, UNKNOWN_SPREAD = 0.05, 0.2
-"""Of a step time: what a quiet machine shows from minute to minute, and what is told of a few steps."""
+"""Stretches that a probe's steps are timed in, if there are two steps for each."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """`curve` is (tokens seen, mean loss there) in nats a token; `step_time_s` the mean of all but the first step.
+    """`curve` is (tokens seen, mean loss there) in nats a token; `parts` the steps and seconds of each stretch of it.
 
-    `spread` is how far, relatively, the mean of a fifth of the steps lies from it in nine of ten cases.
+    The first step is in none of them: it sets things up.
     """
 
     curve: tuple[tuple[float, float], ...]
-    step_time_s: float
-    spread: float
+    parts: tuple[tuple[int, float], ...]
     tokens: int
     steps: int
     time_s: float
+
+    @property
+    def step_time_s(self) -> float:
+        """Mean seconds of a step."""
+        return sum(time_s for _, time_s in self.parts) / sum(steps for steps, _ in self.parts)
 
 
 def probe(trainer: Trainer, time_s: float) -> ProbeResult:
@@ -43,20 +45,17 @@ def probe(trainer: Trainer, time_s: float) -> ProbeResult:
     each = [later - earlier for earlier, later in itertools.pairwise(times)]
     return ProbeResult(
         curve=_thinned(losses),
-        step_time_s=statistics.fmean(each),
-        spread=_spread(each),
+        parts=_parts(each),
         tokens=trainer.progress.tokens,
         steps=len(losses),
         time_s=times[-1],
     )
 
 
-def _spread(each: list[float]) -> float:
-    size = len(each) // PARTS
-    if size < 2:
-        return UNKNOWN_SPREAD
-    means = [statistics.fmean(each[start : start + size]) for start in range(0, size * PARTS, size)]
-    return max(LEAST_SPREAD, 1.64 * statistics.stdev(means) / statistics.fmean(means))
+def _parts(each: list[float]) -> tuple[tuple[int, float], ...]:
+    count = PARTS if len(each) >= 2 * PARTS else 1
+    cuts = [len(each) * number // count for number in range(count + 1)]
+    return tuple((stop - start, sum(each[start:stop])) for start, stop in itertools.pairwise(cuts))
 
 
 def _thinned(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -20,6 +20,7 @@ from chinchilla.planning import count, halving, search
 from chinchilla.planning.hparams import Advice
 from chinchilla.planning.laws import BESIROGLU, law_loss
 from chinchilla.planning.machine import step_time
+from chinchilla.planning.pace import Window, pace, spread
 from chinchilla.planning.room import Room
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.training.monitor import Silent
@@ -83,9 +84,10 @@ class _Candidate:
 
     shape: Shape
     trainer: Trainer
+    roofline_s: float
     curve: list[tuple[float, float]] = field(default_factory=list)
-    step_time_s: float = math.inf
-    spread: float = 0.0
+    windows: list[Window] = field(default_factory=list)
+    latest_step_s: float = math.inf
     time_s: float = 0.0
 
 
@@ -188,21 +190,21 @@ def _by_probes(
     tell: Callable[[str], None],
 ) -> Choice:
     """Successive halving over the shapes; a single shape is only timed."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    everyone = alive = [_Candidate(shape, _trainer(shape, prepared, draft, device)) for shape, draft in drafts.items()]
+    everyone = alive = [_candidate(shape, prepared, draft, machine) for shape, draft in drafts.items()]
     seen: list[Probe] = []
     rounds = halving.rounds(len(alive), probe_s) or (halving.Round(1, min(probe_s, LEAST_PROBE_S), 1),)
     for number, stage in enumerate(rounds, start=1):
         for candidate in alive:
             tell(f"probe {number}/{len(rounds)}: {_name(candidate.shape)} for {stage.time_s:.0f} s")
             _run_probe(candidate, stage.time_s)
-        results = [_record(candidate, prepared, time_s) for candidate in alive]
+        windows = [window for candidate in everyone for window in candidate.windows]
+        results = [_record(candidate, prepared, time_s, pace(windows)) for candidate in alive]
         seen += results
         kept = halving.survivors(results, stage.keep)
         alive = [candidate for result in kept for candidate in alive if candidate.shape == result.shape]
     best = alive[0]
-    compiled, compile_reason = _compiled(best, prepared, machine, time_s, device, tell)
-    timed = compiled or best
+    compiled, compile_reason = _compiled(best, prepared, machine, time_s, tell)
+    timed = compiled.windows if compiled else windows
     begun = time.perf_counter()
     valid_loss = best.trainer.valid_loss()
     eval_time_s = time.perf_counter() - begun
@@ -212,7 +214,7 @@ def _by_probes(
         shape=best.shape,
         compile=compiled is not None or best.trainer.training.compile,
         recompute=best.trainer.training.recompute,
-        step_time=Estimate.around(timed.step_time_s, timed.spread, "s", "measured"),
+        step_time=Estimate.around(pace(timed) * best.roofline_s, spread(timed), "s", "measured"),
         tensor_bytes=room.peak(best.shape, best.trainer.training.recompute),
         probes=tuple(seen),
         reason=_reason(seen, len(drafts)),
@@ -231,7 +233,6 @@ def _compiled(
     prepared: Prepared,
     machine: Machine,
     time_s: float,
-    device: torch.device,
     tell: Callable[[str], None],
 ) -> tuple[_Candidate | None, str]:
     """The winner compiled, where that was tried and is earned back, and the reason either way."""
@@ -245,17 +246,19 @@ def _compiled(
     tell(f"probe: {_name(best.shape)} compiled")
     begun = time.perf_counter()
     draft = best.trainer.training.model_copy(update={"compile": True})
-    candidate = _Candidate(best.shape, _trainer(best.shape, prepared, draft, device))
+    candidate = _candidate(best.shape, prepared, draft, machine)
     _run_probe(candidate, LEAST_PROBE_S)
     cost_s = time.perf_counter() - begun
-    speedup = best.step_time_s / candidate.step_time_s
+    speedup = best.latest_step_s / candidate.latest_step_s
     told = f"measured {speedup:.2f}× faster for {cost_s:.0f} s of compiling"
     return (candidate if time_s * (1 - 1 / speedup) > cost_s else None), told
 
 
-def _trainer(shape: Shape, prepared: Prepared, draft: Training, device: torch.device) -> Trainer:
+def _candidate(shape: Shape, prepared: Prepared, draft: Training, machine: Machine) -> _Candidate:
+    batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
+    roofline = step_time(shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation)
     torch.manual_seed(draft.seed)
-    return Trainer(
+    trainer = Trainer(
         model=Transformer(shape, draft.dropout),
         task=prepared.task,
         training=draft,
@@ -265,22 +268,25 @@ def _trainer(shape: Shape, prepared: Prepared, draft: Training, device: torch.de
         monitor=Silent(),
         flops_per_token=1.0,
         peak_flops_per_s=1.0,
-        device=device,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
+    return _Candidate(shape, trainer, roofline.total_s)
 
 
 def _run_probe(candidate: _Candidate, time_s: float) -> None:
     result = probe(candidate.trainer, time_s)
     candidate.curve += result.curve
-    candidate.step_time_s, candidate.spread = result.step_time_s, result.spread
+    candidate.windows += [Window(steps, part_s, candidate.roofline_s) for steps, part_s in result.parts]
+    candidate.latest_step_s = result.step_time_s
     candidate.time_s += result.time_s
 
 
-def _record(candidate: _Candidate, prepared: Prepared, time_s: float) -> Probe:
+def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: float) -> Probe:
+    """What a probe has shown. The tokens that it would reach are at the pace of all: slow moments are no one's own."""
     unique = prepared.facts.unique_tokens
     tokens = candidate.curve[-1][0]
     steps = candidate.trainer.progress.step
-    reach = candidate.trainer.progress.tokens / steps * time_s / candidate.step_time_s
+    reach = candidate.trainer.progress.tokens / steps * time_s / (pace_now * candidate.roofline_s)
     num_params = count.num_params(candidate.shape)
     prior = halving.PRIORS[prepared.facts.task]
     predicted = halving.predict_loss(candidate.curve, num_params, max(reach, tokens), unique, prior)
@@ -291,7 +297,7 @@ def _record(candidate: _Candidate, prepared: Prepared, time_s: float) -> Probe:
         num_params=num_params,
         tokens=candidate.trainer.progress.tokens,
         time_s=candidate.time_s,
-        step_time_s=candidate.step_time_s,
+        step_time_s=candidate.latest_step_s,
         loss=candidate.curve[-1][1],
         predicted_loss=predicted.p50,
     )

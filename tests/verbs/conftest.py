@@ -1,5 +1,7 @@
 """A tiny real task: numbers in English words to German ones, by rule, so that any amount of it is correct."""
 
+import contextlib
+import io
 import json
 import logging
 import random
@@ -76,20 +78,24 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="session")
-def trained(numbers, tmp_path_factory, small_machine):
-    """A finished tiny run: its folder, and what `train --json` printed."""
-    import contextlib
-    import io
+def train_tiny(numbers, tmp_path_factory, small_machine):
+    """Train a tiny model on the numbers with further settings; give what `train --json` printed."""
 
-    runs = tmp_path_factory.mktemp("runs")
-    patch = pytest.MonkeyPatch()
-    patch.setattr("chinchilla.verbs.plan.cached_measure", lambda *args, **kwargs: small_machine)
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        code = main(
-            ["train", *SETTINGS, f"data.train={numbers / 'train.tsv'}", f"runs={runs}", "budget.time=12", "--json"]
-        )
-    patch.undo()
-    logging.captureWarnings(False)
-    assert code == 0
-    return json.loads(out.getvalue().splitlines()[-1])
+    def run(*settings):
+        runs = tmp_path_factory.mktemp("runs")
+        data = (f"data.train={numbers / 'train.tsv'}", f"runs={runs}")
+        out = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+            patch.setattr("chinchilla.verbs.plan.cached_measure", lambda *args, **kwargs: small_machine)
+            code = main(["train", *SETTINGS, *data, *settings, "--json"])
+        logging.captureWarnings(False)
+        assert code == 0
+        return json.loads(out.getvalue().splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(train_tiny):
+    """A finished tiny run: its folder, and what `train --json` printed."""
+    return train_tiny("budget.time=12")

@@ -4,6 +4,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.store.atomic import failures_named
@@ -28,6 +29,20 @@ def refuse_links(path: Path) -> None:
 
 
 @contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the run folder at `path` for writing; the lock goes with the process, also when it is killed.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    with failures_named(path):
+        file = (path / LOCK).open("ab")
+    with file:
+        _take(file, path, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def undisturbed(path: Path) -> Iterator[None]:
     """Read the run folder at `path` while nobody writes to it; several may read. Nothing is written for it.
 
@@ -40,8 +55,12 @@ def undisturbed(path: Path) -> Iterator[None]:
     with failures_named(path):
         file = (path / LOCK).open("rb")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{path}: another process is at work in this run; wait or stop it") from None
+        _take(file, path, fcntl.LOCK_SH)
         yield
+
+
+def _take(file: BinaryIO, path: Path, kind: int) -> None:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"{path}: another process is at work in this run; wait or stop it") from None

@@ -1,6 +1,5 @@
 """The folder that joins the verbs: what was asked, decided, done and measured in one run."""
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -8,8 +7,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +22,7 @@ from chinchilla.config.plan import Plan
 from chinchilla.config.units import show_bytes
 from chinchilla.store import journal
 from chinchilla.store.atomic import failures_named, make_folder, sync_folder, write_text
-from chinchilla.store.guard import refuse_links
+from chinchilla.store.guard import alone, refuse_links
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _PACKAGES = ("chinchilla-ml", "torch", "numpy", "safetensors", "tokenizers", "pydantic", "pyarrow", "sacrebleu")
@@ -81,21 +79,9 @@ class RunFolder:
             if not any(self.path.iterdir()):
                 self.path.rmdir()
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for writing; the lock goes with the process, also when it is killed.
-
-        Raises:
-            UsageError: another process holds it.
-        """
-        with failures_named(self.path):
-            file = (self.path / ".lock").open("ab")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"{self.path}: another process is at work in this run; wait or stop it") from None
-            yield
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder for writing (`chinchilla.store.guard.alone`)."""
+        return alone(self.path)
 
     @property
     def run_toml(self) -> Path:

@@ -4,6 +4,7 @@ import itertools
 import time
 from dataclasses import dataclass
 
+from chinchilla.training.allocator import peak_bytes, release_freed_memory, reset_peak, used_bytes
 from chinchilla.training.trainer import Trainer
 
 LEAST_STEPS = 4
@@ -17,7 +18,8 @@ PARTS = 5
 class ProbeResult:
     """`curve` is (tokens seen, mean loss there) in nats a token; `parts` the steps and seconds of each stretch of it.
 
-    The first step is in none of them: it sets things up.
+    The first step is in none of them: it sets things up. `grown_bytes` is the most memory in use beyond what was in use
+    before, which the first probe's optimizer state is part of.
     """
 
     curve: tuple[tuple[float, float], ...]
@@ -25,6 +27,7 @@ class ProbeResult:
     tokens: int
     steps: int
     time_s: float
+    grown_bytes: int
 
     @property
     def step_time_s(self) -> float:
@@ -34,6 +37,9 @@ class ProbeResult:
 
 def probe(trainer: Trainer, time_s: float) -> ProbeResult:
     """Train for about `time_s` seconds, at least a few steps. Nothing is written."""
+    release_freed_memory()
+    reset_peak(trainer.device)
+    before = used_bytes(trainer.device)
     started = time.perf_counter()
     losses: list[tuple[float, float]] = []
     times: list[float] = []
@@ -49,6 +55,7 @@ def probe(trainer: Trainer, time_s: float) -> ProbeResult:
         tokens=trainer.progress.tokens,
         steps=len(losses),
         time_s=times[-1],
+        grown_bytes=peak_bytes(trainer.device) - before,
     )
 
 

@@ -53,9 +53,6 @@ EVAL_SHARE = 0.03
 CHECKPOINT_SHARE = 0.02
 """Shares of the time that validations and checkpoints may take."""
 
-GAPS = 1.3
-"""What the C library's allocator comes to hold for each byte of tensors: 1.27 to 1.36 in runs of eight minutes."""
-
 WRITE_BYTES_PER_S = 2e8
 """What a checkpoint's writing, hashing and reading back run at: done aside, but on the processors that train."""
 
@@ -192,9 +189,8 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
 
 
 def _memory(choice: Choice, machine: Machine) -> Estimate:
-    """What the process holds now, and the tensors that are counted, with the gaps between them."""
-    tensors = choice.tensor_bytes * (GAPS if machine.device == "cpu" else 1)
-    needs = used_bytes(torch.device(machine.device)) + tensors
+    """What the process holds now, and what training takes beside it."""
+    needs = used_bytes(torch.device(machine.device)) + choice.needs_bytes
     if choice.probes:
         return Estimate.around(needs, 0.1, "bytes", "measured")
     return Estimate.around(needs, 0.3, "bytes", "guess")

@@ -20,6 +20,7 @@ from chinchilla.planning import count, halving, search
 from chinchilla.planning.hparams import Advice
 from chinchilla.planning.laws import BESIROGLU, law_loss
 from chinchilla.planning.machine import step_time
+from chinchilla.planning.memory import State, state
 from chinchilla.planning.pace import Window, pace, spread
 from chinchilla.planning.room import Room
 from chinchilla.store.run_folder import RunFolder
@@ -43,6 +44,9 @@ LEAST_PROBE_S = 6.0
 MOST_CANDIDATES = 5
 MOST_PROBE_S = 1200.0
 
+GAPS = 1.3
+"""What the C library's allocator comes to hold for each byte of tensors, where no probe has shown it."""
+
 COMPILE_SPEEDUP = 1.1
 COMPILE_TIME_S = 60.0
 """What compiling small models gained and cost on CPUs when it was measured (docs/training.md)."""
@@ -52,14 +56,15 @@ COMPILE_TIME_S = 60.0
 class Choice:
     """The shape to train, and what is known of it.
 
-    `curve` is its probe's (tokens, loss); `valid_loss` what a validation found after it, in `eval_time_s`.
+    `needs_bytes` is the memory that training takes beside the process. `curve` is its probe's (tokens, loss);
+    `valid_loss` what a validation found after it, in `eval_time_s`.
     """
 
     shape: Shape
     compile: bool
     recompute: bool
     step_time: Estimate
-    tensor_bytes: int
+    needs_bytes: int
     probes: tuple[Probe, ...]
     reason: str
     compile_reason: str
@@ -88,7 +93,14 @@ class _Candidate:
     curve: list[tuple[float, float]] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     latest_step_s: float = math.inf
+    working_bytes: int = 0
     time_s: float = 0.0
+
+    @property
+    def state(self) -> State:
+        """Its weights, their copies and the optimizer's state."""
+        training = self.trainer.training
+        return state(self.shape, training.optimizer, training.ema_decay > 0)
 
 
 def choose(
@@ -161,7 +173,7 @@ def _by_law(
         compile=draft.compile,
         recompute=way,
         step_time=estimate,
-        tensor_bytes=room.peak(found.shape, way),
+        needs_bytes=round(GAPS * room.peak(found.shape, way)),
         probes=(),
         reason="; ".join(f"{line.name} {line.value}: {line.reason}" for line in found.decisions[:2]),
         compile_reason="off unless the recipe says so",
@@ -215,7 +227,7 @@ def _by_probes(
         compile=compiled is not None or best.trainer.training.compile,
         recompute=best.trainer.training.recompute,
         step_time=Estimate.around(pace(timed) * best.roofline_s, spread(timed), "s", "measured"),
-        tensor_bytes=room.peak(best.shape, best.trainer.training.recompute),
+        needs_bytes=_needs(best),
         probes=tuple(seen),
         reason=_reason(seen, len(drafts)),
         compile_reason=compile_reason,
@@ -274,11 +286,19 @@ def _candidate(shape: Shape, prepared: Prepared, draft: Training, machine: Machi
 
 
 def _run_probe(candidate: _Candidate, time_s: float) -> None:
+    fresh = candidate.trainer.progress.step == 0
     result = probe(candidate.trainer, time_s)
+    candidate.working_bytes = max(0, result.grown_bytes - (candidate.state.optimizer if fresh else 0))
     candidate.curve += result.curve
     candidate.windows += [Window(steps, part_s, candidate.roofline_s) for steps, part_s in result.parts]
     candidate.latest_step_s = result.step_time_s
     candidate.time_s += result.time_s
+
+
+def _needs(candidate: _Candidate) -> int:
+    """Memory of a whole run: its state, what the steps of its last probe took beside it, and a checkpoint's copies."""
+    held = candidate.state
+    return 2 * (held.weights + held.optimizer) + held.copies + candidate.working_bytes
 
 
 def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: float) -> Probe:

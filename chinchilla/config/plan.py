@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from chinchilla.config.correction import Correction
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Machine, Precision
@@ -89,6 +90,9 @@ class Plan(Frozen):
     predicted: dict[str, Estimate]
     decisions: tuple[Decision, ...]
     probes: tuple[Probe, ...] = ()
+    corrections: dict[str, Correction] = Field(
+        default={}, description="put on `predicted` by `chinchilla audit --save`"
+    )
     planning_time_s: float = 0.0
     budget_time_s: float | None = Field(default=None, description="the time budget, planning included")
     budget_flops: float | None = None

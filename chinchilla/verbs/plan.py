@@ -16,7 +16,7 @@ from chinchilla.config.run import Run
 from chinchilla.config.units import show_bytes, show_count, show_time
 from chinchilla.data.sources import default_cache
 from chinchilla.parallel.measure import cached_measure
-from chinchilla.planning import count, search
+from chinchilla.planning import audit, count, search
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
@@ -63,17 +63,20 @@ def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
     Raises:
         DataError: data that cannot be used.
         BudgetError: not even one step fits the budget, or no model fits the limits.
+        FaultError: what past runs taught is kept in a damaged file.
     """
     begun = time.perf_counter()
     prepared = prepare(run, tell)
     machine = measured_machine(run, tell)
+    learnt = audit.load(default_cache(), machine)
     keep_freed_memory()
     time_s = _time_budget(run, machine, begun)
     draft = draft_training(run, machine, prepared, time_s)
     _refuse_tiny(time_s, prepared, machine, draft)
     choice = choose(run, prepared, machine, draft, time_s, used_bytes(torch.device(machine.device)), tell)
     release_freed_memory()
-    return _assemble(run, prepared, machine, draft, choice, begun), prepared
+    made = _assemble(run, prepared, machine, draft, choice, begun)
+    return audit.recalibrated(made, learnt), prepared
 
 
 def measured_machine(run: Run, tell: Tell) -> Machine:

@@ -230,7 +230,8 @@ def _replanner(made: Plan, budget_time_s: float) -> Callable[[Review], int | Non
 
     def replan(review: Review) -> int | None:
         # What validations and checkpoints take was planned as a share of the steps' time.
-        overhead = made.predicted["train_time_s"].p50 / (made.training.steps * made.predicted["step_time_s"].p50)
+        train_s, step_s = (_planned(made, name).p50 for name in ("train_time_s", "step_time_s"))
+        overhead = train_s / (made.training.steps * step_s)
         per_step_s = review.step_time_s * overhead
         left_s = max(0.0, budget_time_s - made.planning_time_s - review.time_s)
         needed_s = (review.steps - review.step) * per_step_s
@@ -239,6 +240,12 @@ def _replanner(made: Plan, budget_time_s: float) -> Callable[[Review], int | Non
         return review.step + max(1, int(left_s / per_step_s))
 
     return replan
+
+
+def _planned(made: Plan, name: str) -> Estimate:
+    """A prediction as it was before past runs corrected it, each quantity by itself: those belong together."""
+    correction = made.corrections.get(name)
+    return correction.undo(made.predicted[name]) if correction else made.predicted[name]
 
 
 def _measured(made: Plan, outcome: Outcome, memory_bytes: int) -> dict[str, float]:

@@ -221,6 +221,37 @@ def test_state_goes_through_a_file_bit_for_bit(tmp_path, bias):
     assert torch.equal(layer(x), wanted)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_token_does_not_suffer_from_its_batch(kernel, bias, monkeypatch):
+    """Squared ReLU: few large values among many small ones, and a token whose values are a thousand times larger."""
+    monkeypatch.setattr(quantized, "fastest_kernel", lambda: kernel)
+    torch.manual_seed(0)
+    linear = nn.Linear(256, 64, bias=bias)
+    layer = Int8Linear(to_rows(linear.weight, linear.bias))
+    x = torch.randn(4, 8, 256).relu().square()
+    x[2, 3] *= 1000
+    x[1, 5] = 0
+    wanted, found = linear(x), layer(x)
+    others = torch.ones(4, 8, dtype=torch.bool)
+    others[2, 3] = False
+    assert sqnr_db(wanted[others], found[others]) > 35
+    assert sqnr_db(wanted[2, 3], found[2, 3]) > 35
+    assert torch.equal(found[1, 5], wanted[1, 5])
+    together = layer.kernel(x)
+    assert sqnr_db(wanted[others], together[others]) < 10
+
+
+def test_few_rows_go_straight_to_the_kernel(monkeypatch):
+    layer, given = int8_linear(16, 8), []
+    monkeypatch.setattr(quantized, "fastest_kernel", lambda: lambda rows: lambda x: given.append(x) or x)
+    for rows in (1, quantized.FEW_ROWS, quantized.FEW_ROWS + 1):
+        layer.kernel, layer.bias = None, None
+        x = torch.randn(rows, 1, 16)
+        assert torch.allclose(layer(x), x)
+        assert (given[-1] is x) == (rows <= quantized.FEW_ROWS)
+
+
 def test_embedding_looks_up_the_rounded_rows():
     table = nn.Embedding(30, 16)
     rows = to_rows(table.weight)

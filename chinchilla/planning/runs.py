@@ -1,0 +1,227 @@
+"""A user's own finished runs: parameters, tokens and final loss of each, read from a file or a folder and checked."""
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla.config.errors import DataError, UsageError
+from chinchilla.config.plan import Plan
+from chinchilla.config.units import show_count
+from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN
+from chinchilla.store.run_folder import RunFolder
+
+log = logging.getLogger("chinchilla")
+
+Array = NDArray[np.float64]
+
+NEEDED = ("params", "tokens", "loss")
+COLUMNS = (*NEEDED, "flops")
+
+RISE = 0.03
+"""How much more a run may lose than a shorter one of the same size before it counts as failed; seeds differ by less."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Finished runs in the order they were read. Every array is (runs,).
+
+    `num_params` counts embeddings, `tokens` are those seen, `loss` is the final validation loss in nats a token and
+    `flops` the training compute under `convention`: "paper6nd" (6·N·D) or "given" (the user's own count).
+    """
+
+    num_params: Array
+    tokens: Array
+    loss: Array
+    flops: Array
+    places: tuple[str, ...]
+    source: str
+    convention: str
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def pick(self, keep: NDArray[np.bool_]) -> Self:
+        """The runs where `keep` (runs,) is true."""
+        places = tuple(place for place, kept in zip(self.places, keep, strict=True) if kept)
+        arrays = (self.num_params[keep], self.tokens[keep], self.loss[keep], self.flops[keep])
+        return type(self)(*arrays, places, self.source, self.convention)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One run as read, and where it stands."""
+
+    place: str
+    values: dict[str, float]
+
+
+def make_runs(num_params: Array, tokens: Array, loss: Array, source: str = "arrays") -> Runs:
+    """Runs out of three arrays (runs,), with compute by 6·N·D; checked as `read_runs` does."""
+    columns = zip(num_params, tokens, loss, strict=True)
+    rows = [
+        _row(f"{source}, row {number}", dict(zip(NEEDED, row, strict=True))) for number, row in enumerate(columns, 1)
+    ]
+    return _checked(rows, source)
+
+
+def read_runs(path: Path) -> Runs:
+    """Read runs: a CSV with columns params, tokens, loss (flops optional), JSONL with such keys, or a folder of runs.
+
+    Of a folder every finished run in it counts, with its best validation loss; unfinished and compressed ones are
+    left out with a note.
+
+    Raises:
+        DataError: missing, empty or malformed; a value that is not positive and finite; one run twice; a loss that
+            rises with tokens at the same size. The message names file and row.
+        UsageError: neither a folder nor a file ending in .csv or .jsonl.
+    """
+    if path.is_dir():
+        return _checked(list(_folder_rows(path)), str(path))
+    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
+    if path.suffix.lower() not in readers:
+        raise UsageError(f"{path}: give a .csv, a .jsonl or a folder of run folders")
+    return _checked(list(readers[path.suffix.lower()](path)), str(path))
+
+
+def _csv_rows(path: Path) -> Iterator[_Row]:
+    reader = csv.DictReader(_text(path).splitlines(), skipinitialspace=True)
+    try:
+        header = [name.strip() for name in reader.fieldnames or ()]
+        _require_columns(path, header)
+        reader.fieldnames = header
+        for record in reader:
+            yield _row(f"{path}, row {reader.line_num}", record)
+    except csv.Error as error:
+        raise DataError(f"{path}, row {reader.line_num}: not readable as CSV ({error}); write it anew") from None
+
+
+def _jsonl_rows(path: Path) -> Iterator[_Row]:
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        place = f"{path}, row {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place}: not valid JSON ({error}); write one object a line") from None
+        if not isinstance(record, dict):
+            raise DataError(f'{place}: not an object; write {{"params": …, "tokens": …, "loss": …}}')
+        _require_columns(place, record)
+        yield _row(place, record)
+
+
+def _folder_rows(path: Path) -> Iterator[_Row]:
+    if (path / "plan.json").exists():
+        raise UsageError(f"{path}: this is one run; give the folder that holds several")
+    kinds: dict[tuple[object, ...], Path] = {}
+    for folder in (RunFolder(child) for child in sorted(path.iterdir()) if (child / "plan.json").is_file()):
+        results = folder.path / "results.json"
+        if (folder.path / "compression.json").exists() or not results.exists():
+            log.warning("%s: left out, %s", folder.path, "compressed" if results.exists() else "not finished")
+            continue
+        plan = folder.read_plan()
+        kinds.setdefault(_kind(plan), folder.path)
+        if len(kinds) > 1:
+            first, other = list(kinds.values())
+            raise DataError(
+                f"{first} and {other} have other tasks, vocabularies or texts, so that their losses do not compare; "
+                "put the runs of each into a folder of their own"
+            )
+        yield _row(str(results), {"params": plan.num_params, **_outcome(results)})
+
+
+def _kind(plan: Plan) -> tuple[object, ...]:
+    """What runs must have in common for their losses to compare."""
+    return plan.task, plan.shape.vocab_size, round(plan.bytes_per_token, 2)
+
+
+def _outcome(results: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(_text(results))
+        return {"tokens": record["tokens"], "loss": record["valid_loss"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{results}: damaged ({error!r}); remove that run or restore the file from a copy") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); name a readable file in UTF-8") from None
+
+
+def _require_columns(place: object, there: Iterable[str]) -> None:
+    names = list(there)
+    missing = [name for name in NEEDED if name not in names]
+    if missing:
+        hint = "; tokens are flops / (6 · params)" if missing == ["tokens"] and "flops" in names else ""
+        raise DataError(
+            f"{place}: no column {', '.join(missing)}, there are: {', '.join(names) or 'none'}; "
+            f"the columns are params, tokens, loss and, where counted, flops{hint}"
+        )
+
+
+def _row(place: str, record: Mapping[str, Any]) -> _Row:
+    names = [name for name in COLUMNS if name in NEEDED or record.get(name) not in (None, "")]
+    return _Row(place, {name: _number(place, name, record[name]) for name in names})
+
+
+def _number(place: str, name: str, written: object) -> float:
+    """A positive, finite number."""
+    try:
+        value = math.nan if isinstance(written, bool) else float(written)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise DataError(f"{place}: {name} is {written!r}; write a positive, finite number or remove the run")
+    return value
+
+
+def _checked(rows: list[_Row], source: str) -> Runs:
+    if not rows:
+        raise DataError(f"{source}: no finished runs; a fit needs at least six, of three sizes")
+    counted = [row for row in rows if "flops" in row.values]
+    if counted and len(counted) < len(rows):
+        bare = next(row for row in rows if "flops" not in row.values)
+        raise DataError(f"{bare.place}: no flops, while {counted[0].place} has them; give them for all runs or none")
+    _refuse_repeats(rows)
+    _refuse_rises(rows)
+    num_params, tokens, loss = (np.array([row.values[name] for row in rows]) for name in NEEDED)
+    flops = np.array([row.values["flops"] for row in rows]) if counted else FLOPS_PER_PARAM_TOKEN * num_params * tokens
+    places = tuple(row.place for row in rows)
+    return Runs(num_params, tokens, loss, flops, places, source, "given" if counted else "paper6nd")
+
+
+def _refuse_repeats(rows: list[_Row]) -> None:
+    seen: dict[tuple[float, ...], str] = {}
+    for row in rows:
+        key = tuple(row.values[name] for name in NEEDED)
+        if key in seen:
+            raise DataError(
+                f"{row.place}: the same run as {seen[key]}; keep one (runs of other seeds differ in their loss)"
+            )
+        seen[key] = row.place
+
+
+def _refuse_rises(rows: list[_Row]) -> None:
+    """More tokens for the same model must not end at a higher loss: the law's form has no room for it."""
+    best: dict[float, _Row] = {}
+    for row in sorted(rows, key=lambda row: (row.values["tokens"], row.values["loss"])):
+        least = best.setdefault(row.values["params"], row)
+        if row.values["loss"] > (1 + RISE) * least.values["loss"] and row.values["tokens"] > least.values["tokens"]:
+            raise DataError(
+                f"{row.place}: loss {row.values['loss']:.4g} after {show_count(row.values['tokens'])} tokens, where "
+                f"{least.place} of the same size came to {least.values['loss']:.4g} after "
+                f"{show_count(least.values['tokens'])}: a run that diverged or overfits repeated data, or columns in "
+                "the wrong order; repeat it or leave it out"
+            )
+        if row.values["loss"] < least.values["loss"]:
+            best[row.values["params"]] = row

@@ -66,6 +66,12 @@ class Limits(Frozen):
     memory: Annotated[SizeBytes, Field(gt=0)] | None = Field(None, description="peak memory of training")
 
 
+class Machines(Frozen):
+    """The machines to plan for; absent, this one."""
+
+    file: Path | None = Field(None, description="a cluster.toml: nodes and links")
+
+
 class Model(Frozen):
     """Parts of the shape to fix; what is left out the plan decides."""
 
@@ -133,6 +139,7 @@ class Run(Frozen):
     budget: Budget
     tokenizer: Tokenizer = Tokenizer()
     limits: Limits = Limits()
+    cluster: Machines = Machines()
     model: Model = Model()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

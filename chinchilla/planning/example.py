@@ -112,15 +112,17 @@ def _small_step(network: Network, small: Layouts) -> tuple[Line, ...]:
         Line("ideal_s", ideal_s, f"ideal compute: {SMALL_STEP_FLOPS:.0e} FLOP over {len(names)} nodes of "
              f"{show_count(rates[0])}FLOP/s: {_ms(ideal_s)}; one node alone takes {_ms(single_s)}"),
         Line("ring_s", ring_s, f"ring all-reduce of {show_bytes(size)} of gradients over links of "
-             f"{show_bytes(LINK_BYTES_PER_S)}/s: 2·(N−1)/N·s/β = {_ms(ring_s)}; η_B = {bus:.0%}"),
-        Line("efficiency", efficiency, f"η_C = T/(t·ΣC) = {_ms(ideal_s)} / {_ms(ideal_s + ring_s)} = {efficiency:.4%}"),
+             f"{show_bytes(LINK_BYTES_PER_S)}/s: 2 (N-1)/N s/β = {_ms(ring_s)}; η_B = {bus:.0%}"),
+        Line("efficiency", efficiency, f"η_C = T / (t ΣC) = {_ms(ideal_s)} / {_ms(ideal_s + ring_s)} "
+             f"= {efficiency:.4%}"),
         Line("bound", ring_s / ideal_s, f"communication takes {ring_s / ideal_s:,.0f} times as long as compute; "
              f"against one node the four are {(ideal_s + ring_s) / single_s:,.0f} times slower"),
         Line("tokens", tokens, f"such a step sees T/6N = {tokens:.0f} tokens"),
         Line("rare_s", rare_s, f"exchanging every {SYNC_EVERY} steps in int8 divides the exchange by "
              f"{ring_s / rare_s:,.0f}: {_ms(rare_s)} a step, still more than the {_ms(ideal_s)} of compute"),
         Line("small_step_s", chosen.step_time_s.p50, f"recommended: {chosen.layout.kind}, "
-             f"{_ms(chosen.step_time_s.p50)} (so few tokens are bound by reading the weights): {small.reason}. The batch is what is wrong"),
+             f"{_ms(chosen.step_time_s.p50)} (so few tokens are bound by reading the weights): "
+             f"{small.reason}. The batch is what is wrong"),
     )  # fmt: skip
 
 
@@ -135,7 +137,7 @@ def _large_step(network: Network, large: Layouts, pieces: Layouts, flops: float)
     layout = large.recommended.layout
     return (
         Line("large_flops", flops, f"a batch that a user would take is {BATCH_TOKENS:,} tokens: "
-             f"6·N·D = {flops:.3g} FLOP"),
+             f"6ND = {flops:.3g} FLOP"),
         Line("large_ideal_s", ideal_s, f"ideal compute: {ideal_s:.3g} s"),
         Line("exposed_efficiency", exposed, f"the same {ring_s:.1f} s exchange, nothing hidden: η_C = {exposed:.1%}"),
         Line("overlapped_efficiency", overlapped, "hidden behind the backward pass, all but the last bucket: "

@@ -210,7 +210,9 @@ def _pipeline(layout: Layout, work: Work, network: Network) -> _Time:
     count = layout.micro_batches
     stages = [time_s / count for time_s in _compute(layout, work, network)]
     hops = [network.send(a, b, work.boundary_bytes / count) for a, b in pairwise(layout.nodes)]
-    step_s = sum(stages) + 2 * sum(hops) + (count - 1) * max(*stages, *hops)
+    forward_s, backward_s = (1 - BACKWARD_SHARE) * max(stages), BACKWARD_SHARE * max(stages)
+    pace_s = max(forward_s, *hops) + max(backward_s, *hops)
+    step_s = sum(stages) + 2 * sum(hops) + (count - 1) * pace_s
     free_s = sum(stages) + (count - 1) * max(stages)
     comm_s = 2 * count * max(hops)
     return _Time(step_s, free_s, max(comm_s, step_s - free_s))

@@ -65,7 +65,9 @@ def test_published_iterations_from_an_efficiency_fitted_on_the_smallest_model() 
     assert 0.7 < efficiency < 0.85
     assert sum(errors) / len(errors) < 0.0365  # Calculon's mean over all eight
     assert max(errors) < 0.06
-    assert all(time_s < truth_s for pair in zip(untuned, measured, strict=True) for time_s, truth_s in zip(*pair))
+    assert all(
+        time_s < truth_s for pair in zip(untuned, measured, strict=True) for time_s, truth_s in zip(*pair, strict=True)
+    )
 
 
 def test_an_efficiency_is_what_scales_the_times_to_the_measured() -> None:

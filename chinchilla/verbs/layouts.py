@@ -1,0 +1,41 @@
+"""The layouts of a plan's step over the machines of a cluster file."""
+
+from pathlib import Path
+
+from chinchilla.config.cluster import Cluster, read_cluster
+from chinchilla.config.plan import Plan
+from chinchilla.config.run import Run
+from chinchilla.planning.layout import Layouts
+from chinchilla.planning.layout import layouts as choose
+from chinchilla.planning.network import Network
+from chinchilla.planning.search import Facts
+from chinchilla.planning.work import step_work
+
+SPREAD = 0.5
+"""Relative spread of a time on machines that only the cluster file knows."""
+
+
+def read(run: Run) -> Cluster | None:
+    """The run's cluster; None for this machine alone.
+
+    Raises:
+        UsageError: the file is missing or wrong.
+    """
+    return None if run.cluster.file is None else read_cluster(Path(run.cluster.file))
+
+
+def layouts(made: Plan, facts: Facts, cluster: Cluster) -> Layouts:
+    """Price the plan's step on the cluster.
+
+    The share of the peak that this machine reaches, by the plan's step time, is taken to hold on every node.
+
+    Raises:
+        BudgetError: no layout fits the memory of its nodes.
+        UsageError: a node's rate in the plan's precision is not known.
+    """
+    training = made.training
+    batch = facts.batch(training.batch_tokens / training.accumulation)
+    step_flops = made.tokens_per_step * made.flops_per_token
+    peak = made.machine.flops_per_s(training.precision)
+    efficiency = min(1.0, step_flops / (made.predicted["step_time_s"].p50 * peak))
+    return choose(step_work(made.shape, batch, training, efficiency, "guess", SPREAD), Network(cluster))

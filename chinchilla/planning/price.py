@@ -102,6 +102,7 @@ def price(layout: Layout, work: Work, network: Network) -> Priced:
     nodes = [network.cluster.find(name) for name in layout.nodes]
     needs = [_memory(layout, work, node, index) for index, node in enumerate(nodes)]
     exposed_s = time.step_s - time.compute_s
+    overlapped_s = time.comm_s - exposed_s
 
     def seconds(value: float) -> Estimate:
         return Estimate.around(max(value, 0.0), work.spread, "s", work.source)
@@ -111,7 +112,7 @@ def price(layout: Layout, work: Work, network: Network) -> Priced:
         step_time_s=seconds(time.step_s),
         compute_s=seconds(time.compute_s),
         exposed_s=seconds(exposed_s),
-        overlapped_s=seconds(time.comm_s - exposed_s),
+        overlapped_s=seconds(overlapped_s if overlapped_s > 1e-9 * time.comm_s else 0.0),  # not a rounding error
         memory_bytes=Estimate.around(max(needs), 0.1, "bytes", work.source),
         fits=all(need <= node.memory_bytes for need, node in zip(needs, nodes, strict=True)),
         cost=_spent([node.price_per_hour for node in nodes], time.step_s / 3600, work, "money"),

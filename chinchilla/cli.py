@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -81,9 +81,23 @@ def _options(
 
 
 @app.command()
-def plan(words: Words = None, budget: Budget = None, as_json: AsJson = False, dry_run: DryRun = False) -> None:
+def plan(
+    words: Words = None,
+    budget: Budget = None,
+    example: Annotated[
+        Literal["cluster"] | None, typer.Option(help="print a worked case instead: what four nodes are worth, and when")
+    ] = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
     """Decide what to train for a budget, and say what it will cost and how good it will get."""
+    if example is not None:
+        _example(words, budget, as_json)
+        return
     loaded = _load(words, budget)
+    from chinchilla.verbs.layouts import layouts, read
+
+    cluster = read(loaded.run)
     if dry_run:
         _dry(loaded)
         return
@@ -91,10 +105,44 @@ def plan(words: Words = None, budget: Budget = None, as_json: AsJson = False, dr
     from chinchilla.verbs.plan import plan as make_plan
 
     with _progress() as progress:
-        made, _ = make_plan(loaded.run, progress.stage)
-    show(plan_table(made), sys.stderr if as_json else sys.stdout)
+        made, prepared = make_plan(loaded.run, progress.stage)
+    target = sys.stderr if as_json else sys.stdout
+    show(plan_table(made), target)
+    told = made.model_dump(mode="json")
+    if cluster is not None:
+        from chinchilla.reporting.layout_tables import layout_table
+
+        found = layouts(made, prepared.facts, cluster)
+        show(layout_table(found), target)
+        told["layouts"] = found.model_dump(mode="json")
     if as_json:
-        _out(made.model_dump_json())
+        _json(**told)
+
+
+def _note_cluster(loaded: Loaded) -> None:
+    """Check the run's cluster file, and say that training stays on this machine."""
+    from chinchilla.planning.layout import NOT_BUILT
+    from chinchilla.verbs.layouts import read
+
+    if read(loaded.run) is not None:
+        logging.getLogger("chinchilla").warning("cluster: %s; training on this machine", NOT_BUILT)
+
+
+def _example(words: list[str] | None, budget: str | None, as_json: bool) -> None:
+    """The worked case of docs/math.md."""
+    if words or budget:
+        raise UsageError("--example prints a fixed case: give no recipe, settings or budget with it")
+    from dataclasses import asdict
+
+    from chinchilla.planning.example import cluster_example
+    from chinchilla.reporting.layout_tables import example_table
+    from chinchilla.reporting.tables import show
+
+    found = cluster_example()
+    show(example_table(found), sys.stderr if as_json else sys.stdout)
+    if as_json:
+        small, large = found.small.model_dump(mode="json"), found.large.model_dump(mode="json")
+        _json(lines=[asdict(line) for line in found.lines], small=small, large=large)
 
 
 @app.command()
@@ -109,6 +157,8 @@ def train(
     if resume is not None and (words or budget):
         raise UsageError("--resume takes its settings from the run: give no recipe, settings or budget with it")
     loaded = None if resume is not None else _load(words, budget)
+    if loaded is not None:
+        _note_cluster(loaded)
     if dry_run:
         _dry(loaded)
         return

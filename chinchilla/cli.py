@@ -314,6 +314,96 @@ def measure(
         _out(machine.model_dump_json())
 
 
+@app.command()
+def audit(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders, or folders of run folders")],
+    save: Annotated[bool, typer.Option("--save", help="correct later plans of these runs' machine by it")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="draw predicted against measured")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how right past runs' predictions were: bias and coverage of each, and what to correct."""
+    from chinchilla.reporting.audit_tables import audit_tables
+    from chinchilla.reporting.tables import show
+    from chinchilla.verbs import audit as verb
+
+    audited = verb.audit(paths, _tell)
+    show(audit_tables(audited.scores, audited.recalibrations), sys.stderr if as_json else sys.stdout)
+    if plot is not None:
+        verb.draw(audited, plot)
+        _tell(f"drawn: {plot}")
+    saved = verb.save(audited) if save else []
+    for path in saved:
+        _tell(f"kept for later plans: {path}")
+    if as_json:
+        _json(**verb.as_json(audited), saved=[str(path) for path in saved])
+
+
+@app.command()
+def whatif(
+    words: Words = None,
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help='another case, like "budget.time=1h model.dim=256"')
+    ] = None,
+    machine: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="a machine.json; `here` is this machine")
+    ] = None,
+    price: Annotated[list[float] | None, typer.Option(metavar="N", help="money an hour of each --machine")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set budgets or machines side by side, by laws and rules of thumb, without running anything."""
+    from chinchilla.reporting.audit_tables import Column, whatif_table
+    from chinchilla.reporting.tables import show
+    from chinchilla.verbs import whatif as verb
+
+    recipe, overrides = _words(words)
+    with _progress() as progress:
+        cases = verb.whatif(recipe, overrides, against or [], machine or [verb.HERE], price or [], progress.stage)
+    columns = [Column(case.name, verb.facts(case), case.predicted, case.basis) for case in cases]
+    show(whatif_table(columns), sys.stderr if as_json else sys.stdout)
+    if as_json:
+        _json(cases=[verb.as_json(case) for case in cases])
+
+
+@app.command()
+def fit(
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS", help=".csv or .jsonl of params, tokens, loss; or run folders")
+    ],
+    approach: Annotated[int, typer.Option(min=1, max=3, help="1 envelope, 2 IsoFLOP parabolas, 3 law of the loss")] = 3,
+    bootstraps: Annotated[int, typer.Option(min=100, help="refits that the intervals come from")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a scaling law to finished runs, and say how firmly they hold it."""
+    from chinchilla.reporting.fit_tables import fit_tables
+    from chinchilla.reporting.tables import show
+    from chinchilla.verbs import fit as verb
+
+    found = verb.fit(runs, approach, bootstraps)
+    show(fit_tables(found), sys.stderr if as_json else sys.stdout)
+    if as_json:
+        _json(**verb.as_json(found))
+
+
+@app.command("laws")
+def show_laws(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="one law, with what it says for a few budgets")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the scaling laws with every constant's source, and what one of them says."""
+    from chinchilla.reporting.law_tables import law_tables, saying_tables
+    from chinchilla.reporting.tables import show
+    from chinchilla.verbs import laws as verb
+
+    found = verb.laws(name)
+    target = sys.stderr if as_json else sys.stdout
+    show(law_tables(found.entries), target)
+    show(saying_tables([(said.case, said.predictions, said.remark) for said in found.sayings], found.asks), target)
+    if as_json:
+        _json(**verb.as_json(found))
+
+
 @data_app.command("get")
 def data_get(
     name: Annotated[str, typer.Argument(help="like libreoffice-help, ddtp-en-fr, ddtp-en, smollm2")],
@@ -363,14 +453,24 @@ def _progress() -> Iterator["Progress"]:
 
 
 def _load(words: list[str] | None, budget: str | None) -> Loaded:
-    """The `Run` of the command line's words: at most one recipe, and settings over it."""
+    """The `Run` of the command line's words, with the budget over it."""
+    recipe, overrides = _words(words)
+    if budget is not None:
+        overrides.append(f"budget.time={budget}")
+    return load_run(recipe, overrides)
+
+
+def _words(words: list[str] | None) -> tuple[Path | None, list[str]]:
+    """At most one recipe, and settings over it."""
     recipes = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]
     if len(recipes) > 1:
         raise UsageError(f"give one recipe, not {len(recipes)}: {', '.join(recipes)}")
-    if budget is not None:
-        overrides.append(f"budget.time={budget}")
-    return load_run(Path(recipes[0]) if recipes else None, overrides)
+    return (Path(recipes[0]) if recipes else None), overrides
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
 
 def _dry(loaded: Loaded | None) -> None:

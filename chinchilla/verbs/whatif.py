@@ -1,0 +1,275 @@
+"""`chinchilla whatif`: budgets or machines side by side, from laws and rules of thumb alone. Nothing is trained."""
+
+import math
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from chinchilla.config.errors import BudgetError, UsageError
+from chinchilla.config.estimate import Estimate
+from chinchilla.config.load import load_run
+from chinchilla.config.machine import Machine
+from chinchilla.config.plan import TaskName, Training
+from chinchilla.config.run import Run
+from chinchilla.config.shape import Shape
+from chinchilla.config.units import show_count
+from chinchilla.planning import search
+from chinchilla.planning.count import flops_per_token, num_params
+from chinchilla.planning.laws import BESIROGLU, effective_tokens, law_loss
+from chinchilla.planning.machine import SPREAD, step_time
+from chinchilla.planning.room import Room
+from chinchilla.training.allocator import used_bytes
+from chinchilla.training.workers import worker_count
+from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE, draft_training, measured_machine
+from chinchilla.verbs.prepare import Prepared, prepare
+from chinchilla.verbs.probes import PEAK_SHARE, PROBE_SHARE
+
+Tell = Callable[[str], None]
+
+HERE = "here"
+"""The name of this machine among those compared."""
+
+FIRST_TOKENS, FIRST_SHARE = 1e5, 0.69
+"""After so many tokens small models of either task stood at this share of chance's loss, log(vocabulary)."""
+
+FALL: dict[TaskName, float] = {"translate": 0.30, "generate": 0.105}
+"""Exponent by which it falls with the tokens that count from there on (docs/planning-audit.md)."""
+
+LOSS_SPREAD, SPREAD_A_DECADE, LAST_TOKENS = 0.35, 0.15, 1e7
+"""Relative spread of that loss, and what each decade beyond the runs behind it adds."""
+
+GAPS, MEMORY_SPREAD = 1.3, 0.3
+"""What the allocator holds for each byte of tensors on a CPU, and the relative spread of the whole."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One column: what sets it apart, what would be trained, and predictions by name; `basis` says what they rest on.
+
+    Where the budget or the limits cannot be met there is no shape and nothing is predicted: `basis` has the reason.
+    """
+
+    name: str
+    basis: str
+    shape: Shape | None
+    training: Training | None
+    predicted: dict[str, Estimate]
+
+
+def whatif(
+    recipe: Path | None,
+    overrides: Sequence[str],
+    against: Sequence[str],
+    machines: Sequence[str],
+    prices: Sequence[float] = (),
+    tell: Tell = lambda text: None,
+) -> list[Case]:
+    """The recipe, and the recipe with each of `against` (settings, several in one text), on each of `machines`.
+
+    A machine is `here` or a file that `chinchilla measure --json` printed; `prices` are money an hour of each.
+
+    Raises:
+        UsageError, DataError: settings, files or data that cannot be used.
+    """
+    if (prices and len(prices) != len(machines)) or any(not (math.isfinite(p) and p >= 0) for p in prices):
+        raise UsageError(f"--price: give one for each of {len(machines)} machines, each 0 or more")
+    known: dict[Any, Prepared] = {}
+    cases = []
+    for settings, run in _runs(recipe, overrides, against):
+        # A tokenizer takes longer than everything else here: data are read once for all cases that share them.
+        key = (run.task, run.seed, run.data, run.tokenizer, run.model.max_len, run.model.attention)
+        known[key] = prepared = known[key] if key in known else prepare(run, tell)
+        for number, text in enumerate(machines):
+            machine = measured_machine(run, tell) if text == HERE else _read_machine(Path(text))
+            name = ", ".join([settings] + ([text] if len(machines) > 1 else []))
+            cases.append(_case(name, run, prepared, machine, prices[number] if prices else None))
+    return cases
+
+
+def facts(case: Case) -> dict[str, str]:
+    """What is decided, in words: shape, parameters, batch, steps."""
+    shape, training = case.shape, case.training
+    if shape is None or training is None:
+        return {}
+    layers = "+".join(str(number) for number in (shape.num_encoder_layers, shape.num_decoder_layers) if number)
+    return {
+        "model": f"{layers} layers of {shape.dim}",
+        "parameters": show_count(num_params(shape)),
+        "batch": f"{training.batch_tokens:,} tokens",
+        "steps": f"{training.steps:,}",
+        "precision": training.precision,
+    }
+
+
+def as_json(case: Case) -> dict[str, Any]:
+    """One case as a JSON object."""
+    return {
+        "name": case.name,
+        "basis": case.basis,
+        "shape": case.shape and case.shape.model_dump(),
+        "num_params": case.shape and num_params(case.shape),
+        "training": case.training and case.training.model_dump(),
+        "predicted": {name: estimate.model_dump() for name, estimate in case.predicted.items()},
+    }
+
+
+def small_loss(task: TaskName, vocab_size: int, tokens: float, unique: float) -> Estimate:
+    """The validation loss of a small model after `tokens` of `unique` different ones, in nats a token: a rule of thumb.
+
+    A power of the tokens that count, from 69 % of chance at 1e5 tokens; the size does not enter.
+    """
+    worth = max(FIRST_TOKENS, effective_tokens(unique, tokens))
+    beyond = max(0.0, math.log10(worth / LAST_TOKENS))
+    loss = FIRST_SHARE * math.log(vocab_size) * (worth / FIRST_TOKENS) ** -FALL[task]
+    return Estimate.around(loss, LOSS_SPREAD + SPREAD_A_DECADE * beyond, "nats/token", "guess")
+
+
+def _runs(recipe: Path | None, overrides: Sequence[str], against: Sequence[str]) -> Iterator[tuple[str, Run]]:
+    yield "as given", load_run(recipe, overrides).run
+    for text in against:
+        words = _split(text)
+        changes_budget = any(word.startswith("budget.") for word in words)
+        kept = [word for word in overrides if not (changes_budget and word.startswith("budget."))]
+        yield text, load_run(recipe, [*kept, *words]).run
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--against {text!r}: {error}") from None
+
+
+def _read_machine(path: Path) -> Machine:
+    try:
+        return Machine.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"--machine: {path}: {error.strerror}; give `{HERE}` or a machine.json") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise UsageError(
+            f"--machine: {path}: {place}: {first['msg']}; make it there with `chinchilla measure --json`"
+        ) from None
+
+
+def _case(name: str, run: Run, prepared: Prepared, machine: Machine, price: float | None) -> Case:
+    try:
+        return _predicted(name, run, prepared, machine, price)
+    except BudgetError as error:
+        return Case(name, f"cannot be met: {error}", None, None, {})
+
+
+def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, price: float | None) -> Case:
+    peak = PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
+    time_s = run.budget.time or (run.budget.flops or 0) / peak
+    flops = run.budget.flops or time_s * peak
+    by_law = search.law_holds(flops)
+    draft = draft_training(run, machine, prepared, time_s)
+    room = _room(run, prepared, machine, draft)
+    shape = _by_law(flops, run, prepared, room) if by_law else _by_rule(flops, time_s, run, prepared, machine, room)
+    step_s = step_time(shape, room.batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
+    step_tokens = room.batch.loss_rows * draft.accumulation
+    token_flops = flops_per_token(shape, room.batch)
+    training = draft.model_copy(update={"steps": _steps(run, step_s, step_tokens * token_flops, by_law)})
+    predicted = {
+        **_course(run, training.steps, step_s, step_tokens, token_flops, by_law),
+        "loss": _loss(shape, training.steps * step_tokens, prepared, by_law),
+        "memory_bytes": _memory(shape, room, machine),
+        "size_bytes": Estimate.around(4 * num_params(shape), 0.01, "bytes", "measured"),
+    }
+    if price is not None:
+        predicted["money"] = _money(predicted["time_s"], price)
+    basis = f"{BESIROGLU.name} law" if by_law else "rules of thumb for small runs"
+    fits = "" if room.way(shape) is not None else "; does not fit its memory"
+    return Case(
+        name, f"{basis}; roofline of {machine.name}, {machine.threads} threads{fits}", shape, training, predicted
+    )
+
+
+def _course(
+    run: Run, steps: int, step_s: float, step_tokens: int, token_flops: float, by_law: bool
+) -> dict[str, Estimate]:
+    """Time, tokens and FLOPs. A clock that is set leaves the tokens open, and the other way round."""
+    clock_s = None if run.train.steps else run.budget.time
+    time_s, tokens = clock_s or steps * step_s / _useful(by_law), steps * step_tokens
+    open_time, open_tokens = (SPREAD, 0.0) if clock_s is None else (0.0, SPREAD)
+    return {
+        "step_time_s": Estimate.around(step_s, SPREAD, "s", "guess"),
+        "time_s": Estimate.around(time_s, open_time, "s", "guess"),
+        "tokens": Estimate.around(tokens, open_tokens, "tokens", "guess"),
+        "flops": Estimate.around(tokens * token_flops, open_tokens, "FLOP", "guess"),
+    }
+
+
+def _loss(shape: Shape, tokens: float, prepared: Prepared, by_law: bool) -> Estimate:
+    unique = prepared.facts.unique_tokens
+    if by_law:
+        return law_loss(BESIROGLU, num_params(shape), tokens, unique)
+    return small_loss(prepared.facts.task, shape.vocab_size, tokens, unique)
+
+
+def _money(time_s: Estimate, price: float) -> Estimate:
+    """What the time costs at a price an hour, in the price's currency."""
+    p10, p50, p90 = (value * price / 3600 for value in (time_s.p10, time_s.p50, time_s.p90))
+    return Estimate(p10=p10, p50=p50, p90=p90, unit="money", source=time_s.source)
+
+
+def _useful(by_law: bool) -> float:
+    """Share of the time that steps take: validations, checkpoints and probes take the rest."""
+    return 1 - EVAL_SHARE - CHECKPOINT_SHARE - (0.0 if by_law else PROBE_SHARE)
+
+
+def _steps(run: Run, step_s: float, step_flops: float, by_law: bool) -> int:
+    if run.train.steps:
+        return run.train.steps
+    if run.budget.time is not None:
+        return search.num_steps(run.budget.time * _useful(by_law), step_s)
+    steps = int((run.budget.flops or 0) / step_flops)
+    if steps < 1:
+        raise BudgetError(f"budget.flops: one step takes {step_flops:.3g} FLOP: raise it or fix a smaller model")
+    return steps
+
+
+def _by_law(flops: float, run: Run, prepared: Prepared, room: Room) -> Shape:
+    """The law's shape; one too large for the machine stands, unless the recipe limits the memory."""
+    shape = search.law_plan(flops, prepared.facts, run.model, run.limits).shape
+    if run.limits.memory is not None and room.way(shape) is None:
+        raise search.too_little(shape, run.limits, room)
+    return shape
+
+
+def _by_rule(flops: float, time_s: float, run: Run, prepared: Prepared, machine: Machine, room: Room) -> Shape:
+    """The shape nearest to the rule of thumb's size, among those that fit."""
+    shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room)
+    return search.near(shapes, search.typical_params(flops), 1)[0]
+
+
+def _room(run: Run, prepared: Prepared, machine: Machine, draft: Training) -> Room:
+    return Room(
+        size_bytes=min(run.limits.memory or machine.memory_bytes, machine.memory_bytes) - _process_bytes(machine),
+        batch=prepared.facts.batch(draft.batch_tokens / draft.accumulation),
+        precision=draft.precision,
+        optimizer=draft.optimizer,
+        accumulation=draft.accumulation,
+        workers=worker_count(draft, torch.device(machine.device)),
+        dropout=draft.dropout > 0,
+        ema=draft.ema_decay > 0,
+        recompute=run.train.recompute,
+    )
+
+
+def _process_bytes(machine: Machine) -> int:
+    """What a process like this one, with the data read, holds beside the tensors; nothing of it lies on a GPU."""
+    return used_bytes(torch.device("cpu")) if machine.device == "cpu" else 0
+
+
+def _memory(shape: Shape, room: Room, machine: Machine) -> Estimate:
+    tensors = room.peak(shape, room.way(shape) is not False)
+    gaps = GAPS if machine.device == "cpu" else 1.0
+    return Estimate.around(_process_bytes(machine) + gaps * tensors, MEMORY_SPREAD, "bytes", "guess")

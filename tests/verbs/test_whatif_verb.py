@@ -1,0 +1,145 @@
+"""`chinchilla whatif` on a tiny real task: cases side by side, nothing trained, and what is refused."""
+
+import json
+
+import pytest
+
+from chinchilla.config.estimate import Estimate
+from chinchilla.planning.count import num_params
+from chinchilla.verbs import whatif as verb
+from chinchilla.verbs.whatif import small_loss, whatif
+
+
+@pytest.fixture
+def words(numbers):
+    return ["task=translate", f"data.train={numbers / 'train.tsv'}", "train.threads=1", "tokenizer.vocab_size=300"]
+
+
+@pytest.fixture
+def compare(words, chinchilla):
+    def run(*more):
+        code, out, err = chinchilla("whatif", *words, *more, "--json")
+        assert code == 0, err
+        return json.loads(out.splitlines()[-1])["cases"]
+
+    return run
+
+
+@pytest.fixture
+def fast(small_machine, tmp_path):
+    """A machine ten times as fast as this one, in a file."""
+    rates = tuple(rate.model_copy(update={"flops_per_s": 10 * rate.flops_per_s}) for rate in small_machine.matmul)
+    quick = {"matmul": rates, "bytes_per_s": 10 * small_machine.bytes_per_s}
+    machine = small_machine.model_copy(update=quick | {"op_overhead_s": small_machine.op_overhead_s / 10})
+    path = tmp_path / "fast.json"
+    path.write_text(machine.model_dump_json())
+    return path
+
+
+def test_more_time_buys_more_tokens_and_less_loss(compare):
+    first, second = compare("budget.time=2m", "--against", "budget.time=1h")
+    assert (first["name"], second["name"]) == ("as given", "budget.time=1h")
+    for case in (first, second):
+        assert set(case["predicted"]) == {
+            "step_time_s", "time_s", "tokens", "flops", "loss", "memory_bytes", "size_bytes"
+        }  # fmt: skip
+        for estimate in case["predicted"].values():
+            Estimate.model_validate(estimate)
+    assert second["predicted"]["flops"]["p50"] > 5 * first["predicted"]["flops"]["p50"]
+    assert second["predicted"]["loss"]["p50"] < first["predicted"]["loss"]["p50"]
+    assert (first["predicted"]["time_s"]["p10"], second["predicted"]["time_s"]["p90"]) == (120, 3600)
+
+
+def test_a_faster_machine_does_the_same_steps_in_a_tenth_of_the_time(compare, fast):
+    fixed = ["budget.flops=1e12", "train.steps=100", "model.dim=128"]
+    fixed += ["model.num_encoder_layers=2", "model.num_decoder_layers=2", "train.precision=fp32"]
+    here, there = compare(*fixed, "--machine", "here", "--machine", str(fast))
+    assert there["shape"] == here["shape"]
+    assert here["predicted"]["time_s"]["p50"] == pytest.approx(10 * there["predicted"]["time_s"]["p50"])
+    assert here["predicted"]["tokens"] == there["predicted"]["tokens"]
+    assert there["predicted"]["tokens"]["p10"] == there["predicted"]["tokens"]["p90"]
+
+
+def test_money_is_the_hours_times_the_price(compare, fast):
+    machines = ("--machine", "here", "--machine", str(fast), "--price", "2", "--price", "30")
+    here, there = compare("budget.time=30m", *machines)
+    assert here["predicted"]["money"]["p50"] == pytest.approx(1)
+    assert there["predicted"]["money"]["p50"] == pytest.approx(15)
+    assert "money" not in compare("budget.time=30m")[0]["predicted"]
+
+
+def test_a_budget_in_another_unit_takes_the_place_of_the_first(compare):
+    _, second = compare("budget.time=2m", "--against", "budget.flops=1e12 model.dim=128")
+    assert second["shape"]["dim"] == 128
+    assert second["predicted"]["flops"]["p50"] == pytest.approx(1e12, rel=0.2)
+
+
+def test_from_the_laws_range_on_the_law_decides(compare):
+    (case,) = compare("budget.flops=2e18", "model.dim=512")
+    assert "besiroglu law" in case["basis"]
+    (case,) = compare("budget.flops=1e13")
+    assert "rules of thumb" in case["basis"]
+
+
+def test_what_cannot_be_met_says_why_beside_what_can(compare):
+    first, second = compare("budget.time=2m", "--against", "limits.size=1kB")
+    assert first["shape"] is not None
+    assert second["shape"] is None
+    assert "limits.size" in second["basis"]
+
+
+def test_no_probe_and_no_training_is_run(words, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("a model was made")
+
+    monkeypatch.setattr("chinchilla.models.transformer.Transformer.__init__", never)
+    (case,) = whatif(None, [*words, "budget.time=2m"], [], [verb.HERE])
+    assert num_params(case.shape) > 0
+
+
+def test_data_are_read_once_for_all_cases_that_share_them(words, monkeypatch):
+    read = []
+    real = verb.prepare
+    monkeypatch.setattr(verb, "prepare", lambda run, tell: read.append(1) or real(run, tell))
+    whatif(None, [*words, "budget.time=2m"], ["budget.time=5m", "tokenizer.vocab_size=350"], [verb.HERE])
+    assert len(read) == 2
+
+
+def test_the_table_goes_to_standard_output(words, chinchilla):
+    code, out, _ = chinchilla("whatif", *words, "budget.time=2m", "--against", "budget.time=1h")
+    assert code == 0
+    for text in ("as given", "budget.time=1h", "validation loss", "peak memory", "rests on", "guess"):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("more", "wrong"),
+    [
+        (["--against", "budget.tim=1h"], "budget.time"),
+        (["--against", "budget.time='1h"], "--against"),
+        (["--against", "nonsense"], "key=value"),
+        (["--machine", "none.json"], "none.json"),
+        (["--price", "1", "--price", "2"], "--price"),
+        (["--price", "-1"], "--price"),
+        (["--price", "nan"], "--price"),
+    ],
+)
+def test_wrong_words_are_named(words, chinchilla, more, wrong):
+    code, _, err = chinchilla("whatif", *words, "budget.time=2m", *more)
+    assert (code, wrong in err) == (2, True), err
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"name": "x"}'])
+def test_a_machine_file_that_is_none_is_named(words, chinchilla, tmp_path, text):
+    (tmp_path / "bad.json").write_text(text)
+    code, _, err = chinchilla("whatif", *words, "budget.time=2m", "--machine", tmp_path / "bad.json")
+    assert (code, "bad.json" in err, "chinchilla measure --json" in err) == (2, True, True)
+
+
+def test_the_rule_of_thumb_for_losses_falls_with_what_tokens_are_worth():
+    once = small_loss("translate", 4000, 1e6, 1e7)
+    assert small_loss("translate", 4000, 1e7, 1e7).p50 < once.p50
+    assert small_loss("translate", 4000, 1e6, 1e5).p50 > once.p50
+    assert small_loss("generate", 4000, 1e6, 1e7).p50 > once.p50
+    far = small_loss("translate", 4000, 1e9, 1e9)
+    assert far.p90 / far.p50 > once.p90 / once.p50

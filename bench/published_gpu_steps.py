@@ -8,9 +8,11 @@ is the same fit with FLOPs and bubble alone. Memory needs no fit: figure 1 turns
 """
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 from chinchilla.planning.megatron import (
+    A100,
     PUBLISHED,
     Published,
     Recompute,
@@ -49,6 +51,30 @@ def by_flops() -> dict[Key, float]:
     return {(row.model.name, mode): flops_only(row.model, mode) for row in PUBLISHED for mode, _ in MODES}
 
 
+def without_waves() -> dict[Key, float]:
+    """Seconds at the datasheet's rates where no product waits for its last wave: tiles on one processor have none."""
+    gpu = replace(A100, processors=1)
+    return {
+        (row.model.name, mode): step_time(row.model, mode, sequence, gpu).total_s
+        for row in PUBLISHED
+        for mode, sequence in MODES
+    }
+
+
+def two_efficiencies() -> tuple[dict[Key, float], float, float]:
+    """Products and all else with an efficiency each, which the two 22B rows determine exactly."""
+    steps = {(row.model.name, mode): step_time(row.model, mode, seq) for row in PUBLISHED for mode, seq in MODES}
+    truth = measured()
+    (p, r, m), (q, s, n) = (
+        (steps[key].products_s, steps[key].total_s - steps[key].products_s, truth[key])
+        for key in steps
+        if key[0] == "22B"
+    )
+    products, rest = (m * s - n * r) / (p * s - q * r), (p * n - q * m) / (p * s - q * r)
+    times = {key: products * step.products_s + rest * (step.total_s - step.products_s) for key, step in steps.items()}
+    return times, 1 / products, 1 / rest
+
+
 def tuned(times: dict[Key, float]) -> tuple[dict[Key, float], float]:
     """The times over an efficiency fitted on the 22B rows, and the efficiency."""
     truth = measured()
@@ -82,7 +108,10 @@ def time_rows() -> list[dict[str, object]]:
     raw, flops = untuned(), by_flops()
     (fitted, efficiency), (simple, mfu) = tuned(raw), tuned(flops)
     print(f"efficiency fitted on 22B: {efficiency:.4f} of the datasheet; by FLOPs alone {mfu:.4f}")
-    for name, times in (("untuned", raw), ("tuned", fitted), ("flops_only", simple)):
+    (waveless, without), (double, products, rest) = tuned(without_waves()), two_efficiencies()
+    print(f"not used: without waves {without:.4f}; two efficiencies, products {products:.4f}, all else {rest:.4f}")
+    tried = {"untuned": raw, "tuned": fitted, "flops_only": simple, "no waves": waveless, "two": double}
+    for name, times in tried.items():
         held, every = errors(times), errors(times, held_out=False)
         print(f"{name:11s} mean of six {sum(held) / 6:.2%}, most {max(held):.2%}; mean of eight {sum(every) / 8:.2%}")
     return [

@@ -404,26 +404,6 @@ def show_laws(
         _json(**verb.as_json(found))
 
 
-@app.command("laws")
-def show_laws(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="one law, with what it says for a few budgets")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the scaling laws with every constant's source, and what one of them says."""
-    from chinchilla.reporting.law_tables import law_tables, saying_tables
-    from chinchilla.reporting.tables import show
-    from chinchilla.verbs import laws as verb
-
-    found = verb.laws(name)
-    target = sys.stderr if as_json else sys.stdout
-    show(law_tables(found.entries), target)
-    show(saying_tables([(said.case, said.predictions, said.remark) for said in found.sayings], found.asks), target)
-    if as_json:
-        _json(**verb.as_json(found))
-
-
 @data_app.command("get")
 def data_get(
     name: Annotated[str, typer.Argument(help="like libreoffice-help, ddtp-en-fr, ddtp-en, smollm2")],

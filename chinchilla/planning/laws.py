@@ -7,6 +7,7 @@ Repeats in full are in `repeat`, over-training in `overtrain`, serving in `infer
 
 import difflib
 import math
+from collections.abc import Collection
 from functools import partial
 
 from chinchilla.config.errors import BudgetError, UsageError
@@ -199,15 +200,24 @@ def named(name: str) -> ChinchillaLaw:
     """The law of a name in `LAWS`.
 
     Raises:
-        UsageError: there is none, with the nearest name; or it is refused (`REFUSED`), with the reason.
+        UsageError: as for `require_offered`.
+    """
+    require_offered(name, LAWS)
+    return LAWS[name]
+
+
+def require_offered(name: str, known: Collection[str]) -> None:
+    """Check that a law of that name is among `known`.
+
+    Raises:
+        UsageError: it is refused (`REFUSED`), with the reason; or there is none, with the nearest name.
     """
     if name in REFUSED:
         raise UsageError(f"law {name!r} is not offered: {REFUSED[name]}")
-    if name not in LAWS:
-        near = difflib.get_close_matches(name, LAWS, n=1)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"no law {name!r}: there are {', '.join(LAWS)}{hint}")
-    return LAWS[name]
+        raise UsageError(f"no law {name!r}: there are {', '.join(known)}{hint}")
 
 
 def effective_tokens(unique: float, seen: float, half_life: float = REPEAT_HALF_LIFE.value) -> float:

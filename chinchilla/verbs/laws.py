@@ -1,12 +1,10 @@
 """`chinchilla laws`: every scaling law with its constants, and what one of them says for a few budgets."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from chinchilla.config.errors import UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.planning.catalogue import Entry, entries
 from chinchilla.planning.constants import log_normal
@@ -21,6 +19,7 @@ from chinchilla.planning.laws import (
     TRANSFER_SPREAD,
     ChinchillaLaw,
     law_loss,
+    require_offered,
 )
 from chinchilla.planning.overtrain import OVERTRAIN_LAWS, OverTrainLaw
 from chinchilla.planning.repeat import MUENNIGHOFF
@@ -62,12 +61,7 @@ def laws(name: str | None = None) -> Laws:
     known = entries()
     if name is None:
         return Laws(tuple(known.values()))
-    if name in REFUSED:
-        raise UsageError(f"law {name!r} is not offered: {REFUSED[name]}")
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"no law {name!r}: there are {', '.join(known)}{hint}")
+    require_offered(name, known)
     if name in FORMS:
         return Laws((known[name],), asks=FORMS[name].refusal)
     return Laws((known[name],), tuple(map(_speaker(name), BUDGETS)))

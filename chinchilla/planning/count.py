@@ -20,6 +20,9 @@ Side = Literal["encoder", "decoder"]
 ROUND_TOKENS = 128
 """`models.head.ROUND_TOKENS`."""
 
+PIECE_BYTES = 2**21
+"""`models.block_attention.PIECE_BYTES`."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -147,6 +150,27 @@ def block_keys(shape: Shape, length: int, causal: bool) -> tuple[int, int]:
     """Blocks of a sequence under block attention, and the keys each of their queries sees."""
     blocks = -(-length // shape.block_len)
     return blocks, (2 if causal else 3) * shape.block_len + (blocks if shape.block_summaries else 0)
+
+
+@dataclass(frozen=True)
+class BlockPiece:
+    """Blocks of each row that block attention takes at one time; each sees `near` keys and `far` summaries."""
+
+    blocks: int
+    near: int
+    far: int
+
+
+def block_pieces(shape: Shape, size: int, length: int, causal: bool, number_bytes: int) -> Iterator[BlockPiece]:
+    """The pieces in which `models.block_attention` takes `size` sequences on a CPU, of numbers of that many bytes."""
+    blocks, keys = block_keys(shape, length, causal)
+    near = (2 if causal else 3) * shape.block_len
+    numbers = shape.num_heads * shape.block_len * keys + 2 * shape.num_kv_heads * near * shape.head_dim
+    step = max(1, PIECE_BYTES // (size * numbers * number_bytes))
+    for start in range(0, blocks, step):
+        end = min(start + step, blocks)
+        summaries = keys - near
+        yield BlockPiece(end - start, near, min(summaries, max(end - 2, 0)) if causal else summaries)
 
 
 def _parameters(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:

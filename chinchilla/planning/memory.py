@@ -1,6 +1,7 @@
 """Memory of a training step, counted without running it: state, saved activations, logits, peak.
 
-What the process holds besides tensors (interpreter, libraries, data) comes on top.
+What the process holds besides tensors (interpreter, libraries, data) comes on top, and the products' own scratch
+beyond a copy of their matrix (below 1 MB).
 """
 
 from collections import Counter
@@ -11,8 +12,8 @@ from math import prod
 from chinchilla.config.machine import Precision
 from chinchilla.config.plan import OptimizerKind
 from chinchilla.config.shape import Shape
-from chinchilla.planning.activations import BYTES, FP32, LONGEST_PLAIN, Saved, saved
-from chinchilla.planning.count import Batch, parameters, up_width
+from chinchilla.planning.activations import BYTES, FP32, Part, parts
+from chinchilla.planning.count import Batch, parameters
 
 PIECE_TOKENS = 1024
 """Positions whose logits exist at one time: `models.head.PIECE_TOKENS`."""
@@ -26,28 +27,34 @@ class State:
     """Bytes that live through the whole of training; gradients from the first backward pass on.
 
     `copies` are the weights that did best on the validation data, and their running average where there is one.
+    `tables` are computed, not trained: sinusoidal positions.
     """
 
     weights: int
     gradients: int
     optimizer: int
     copies: int
+    tables: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.copies
+        return self.weights + self.gradients + self.optimizer + self.copies + self.tables
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of tensors in a training step; `peak` is the most that lives at one time, and `phase` when."""
+    """Bytes of tensors in a training step; `peak` is the most that lives at one time, and `phase` when.
+
+    `saved` and `logits` are one worker's. `phases` holds the peak of each phase, in order.
+    """
 
     state: State
     saved: int
     logits: int
     peak: int
     phase: str
+    phases: dict[str, int]
 
 
 def state(shape: Shape, optimizer: OptimizerKind, ema: bool) -> State:
@@ -64,6 +71,7 @@ def state(shape: Shape, optimizer: OptimizerKind, ema: bool) -> State:
         gradients=FP32 * numbers,
         optimizer=FP32 * (adamw + sum(muon)),
         copies=FP32 * numbers * (2 if ema else 1),
+        tables=FP32 * shape.max_len * shape.dim if shape.position == "sinusoidal" else 0,
     )
 
 
@@ -82,105 +90,91 @@ def memory(
     dropout: bool = False,
     accumulation: int = 1,
     recompute: bool = False,
+    workers: int = 1,
 ) -> Memory:
     """Tensors of a training step, and their peak over its phases.
 
     Phases: the forward pass, the backward pass of each part, the update, and a validation that finds new best weights.
     With `recompute` a block's activations live during its own backward pass only, and its input all the time.
+    `workers` threads each take their share of the `accumulation` micro-batches, all at the same phase at worst. Each
+    backward pass makes all gradients anew (`training.workers`), from a worker's second one on beside their sum, from
+    its third on beside those of the pass before too.
     """
     held = state(shape, optimizer, ema)
-    items = saved(shape, batch, precision, dropout)
+    work = parts(shape, batch, precision, dropout)
+    again = _again(shape, batch, precision, work) if recompute else {}
+    saved = sum(part.kept for part in work) - sum(again.values())
     logits = _logits(shape, batch, precision)
-    kept = held.total if accumulation > 1 else held.total - held.gradients
-    freed = _freed(shape, batch, precision, items) if recompute else {}
-    total = sum(item.size_bytes for item in items) - sum(freed.values())
-    phases = dict(_backward(shape, batch, precision, items, kept, accumulation, freed))
-    phases["forward"] = kept + total + logits + (_cast(items) if recompute else 0)
-    phases["update"] = held.total + 2 * FP32 * max(map(prod, parameters(shape).values()))
-    phases["validation"] = held.total - held.gradients + 2 * held.weights
+    base = held.total - held.gradients
+    passes = -(-accumulation // workers)
+    summed = min(passes - 1, 2) * held.gradients
+    cast = sum(op.kept for part in work if _block(part) for op in part.ops if op.operator == "matrix copy")
+    phases = {"forward": base + workers * (summed + saved + logits + (cast if recompute else 0))}
+    phases |= {name: base + workers * (summed + size) for name, size in _backward(work, saved, again)}
+    phases["sum of gradients"] = base + workers * (held.gradients + summed)
+    phases["update"] = held.total + _update(shape, optimizer)
+    phases["validation"] = base + 2 * held.weights
     phase = max(phases, key=lambda name: phases[name])
-    return Memory(state=held, saved=total, logits=logits, peak=phases[phase], phase=phase)
+    return Memory(held, saved, logits, phases[phase], phase, phases)
 
 
 def _logits(shape: Shape, batch: Batch, precision: Precision) -> int:
-    """What lives while a piece of the logits does, beside what is saved: `models.head`, loop by loop.
+    """What lives while a piece of the logits does, beside what is saved: `models.head`, loop by loop."""
+    size, rows = BYTES[precision], batch.head_rows
+    inputs = size * (rows + (batch.target_rows or batch.source_rows)) * shape.dim
+    copy = size * shape.vocab_size * shape.dim if precision == "bf16" else 0
+    # The table's gradient is not there yet when its first piece is made, though among what is saved.
+    first = _piece(shape, min(PIECE_TOKENS, rows), precision) - FP32 * shape.vocab_size * shape.dim
+    second = _piece(shape, min(PIECE_TOKENS, rows - PIECE_TOKENS), precision) if rows > PIECE_TOKENS else 0
+    return inputs + copy + max(first, second)
 
-    A piece of the logits, whose place its gradient takes, stands beside either a chunk's chances (fp32) or the table's
-    gradient from this piece; the sum of those is among what is saved. In bf16 there is a copy of the table.
-    """
+
+def _piece(shape: Shape, rows: int, precision: Precision) -> int:
+    """Logits of some rows, and beside them chances of two chunks, the states' gradient, or a part of the table's."""
     low, size = precision == "bf16", BYTES[precision]
-    piece = size * min(PIECE_TOKENS, batch.head_rows) * shape.vocab_size
-    table = shape.vocab_size * shape.dim
-    states = size * (batch.head_rows + (batch.target_rows or batch.source_rows)) * shape.dim
-    several = batch.head_rows > PIECE_TOKENS
-    chunk = (FP32 * CHUNK_ROWS * shape.vocab_size if low else 0) - (0 if several else FP32 * table)
-    # What is added to fp32 sums from bf16 is raised to fp32 before.
-    product = (size * table if low or several else 0) + (FP32 * table if low and several else 0)
-    return states + piece + (size * table if low else 0) + max(chunk, product)
+    table, states = shape.vocab_size * shape.dim, rows * shape.dim
+    chunk = FP32 * min(CHUNK_ROWS, rows) * shape.vocab_size
+    chances = (chunk * min(2, rows // CHUNK_ROWS) if low else 0) + (chunk if shape.head_bias else 0)
+    # With a factor in fp32 a product is made in fp32, and rounded after; what is added to an fp32 sum is raised before.
+    mixed = (size + 2 * FP32 if low else size) * states
+    raised = (size + FP32) * table if low else 0
+    return size * rows * shape.vocab_size + max(chances, mixed, size * (states + table), raised)
 
 
-def _cast(items: list[Saved]) -> int:
-    """Autocast's copies of the blocks' matrices, which it keeps until the loss is made, whoever computes again."""
-    return sum(item.size_bytes for item in items if item.operator == "matrix copy" and item.part.count(".") == 2)
+def _block(part: Part) -> bool:
+    return part.name.count(".") == 2
 
 
-def _freed(shape: Shape, batch: Batch, precision: Precision, items: list[Saved]) -> dict[str, int]:
+def _again(shape: Shape, batch: Batch, precision: Precision, work: list[Part]) -> dict[str, int]:
     """What each block does not keep where it is computed again: all but its input; by the part it ends with."""
     freed: Counter[str] = Counter()
-    for item in items:
-        side, _, rest = item.part.partition(".")
-        if "." in rest:
-            freed[f"{side}.{rest.split('.')[0]}.mlp"] += item.size_bytes
-    for part in freed:
-        rows = batch.source_rows if part.startswith("encoder") else batch.target_rows
-        freed[part] -= BYTES[precision] * rows * shape.dim
+    for part in filter(_block, work):
+        side, index, _ = part.name.split(".")
+        freed[f"{side}.{index}.mlp"] += part.kept
+    for name in freed:
+        rows = batch.source_rows if name.startswith("encoder") else batch.target_rows
+        freed[name] -= BYTES[precision] * rows * shape.dim
     return freed
 
 
-def _backward(
-    shape: Shape,
-    batch: Batch,
-    precision: Precision,
-    items: list[Saved],
-    kept: int,
-    accumulation: int,
-    freed: dict[str, int],
-) -> Iterator[tuple[str, int]]:
-    """What lives while each part's backward pass runs: its activations and all below, gradients of all above."""
-    sizes: Counter[str] = Counter()
-    for item in items:
-        sizes[item.part] += item.size_bytes
-    below, made = sum(sizes.values()) - sum(freed.values()), 0
-    for part in reversed(sizes):
-        below += freed.get(part, 0)
-        yield f"backward of {part}", kept + below + made + _workspace(shape, batch, precision, part)
-        below -= sizes[part]
-        made += _gradients(shape, part) if accumulation == 1 else 0
+def _backward(work: list[Part], alive: int, again: dict[str, int]) -> Iterator[tuple[str, int]]:
+    """The most that lives while each part goes backward: what it and all below keep, and gradients."""
+    for part in reversed(work):
+        alive += again.get(part.name, 0)
+        most = alive
+        for op in reversed(part.ops):
+            most = max(most, alive + op.makes + op.beside)
+            alive += op.makes - op.drops - op.kept
+        yield f"backward of {part.name}", most
 
 
-def _gradients(shape: Shape, part: str) -> int:
-    """Bytes of the gradients that a part's backward pass leaves behind."""
-    if part == "head":
-        return FP32 * shape.vocab_size * shape.dim
-    side, _, rest = part.partition(".")
-    prefix = f"{side}.{rest}." if rest == "norm" else f"{side}.layers.{rest}"
-    return FP32 * sum(prod(sizes) for name, sizes in parameters(shape).items() if name.startswith(prefix))
+def _update(shape: Shape, optimizer: OptimizerKind) -> int:
+    """What lives beside the state in an update: for Muon a matrix's direction in fp32, and Newton-Schulz in bf16.
 
-
-def _workspace(shape: Shape, batch: Batch, precision: Precision, part: str) -> int:
-    """Gradients in flight inside a part's backward pass, roughly: its widest tensors and the residual stream."""
-    rows = batch.source_rows if part.startswith("encoder") else batch.target_rows
-    stream = BYTES[precision] * rows * shape.dim
-    kind = part.rpartition(".")[2]
-    if kind == "head":
-        return FP32 * shape.vocab_size * shape.dim + BYTES[precision] * batch.head_rows * shape.dim
-    if kind == "embed":
-        return FP32 * shape.vocab_size * shape.dim + 2 * stream
-    if kind == "norm":
-        return 3 * stream
-    if kind == "mlp":
-        return 2 * stream + BYTES[precision] * rows * up_width(shape)
-    projected = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
-    length = batch.target_len if part.startswith("decoder") and kind == "attention" else batch.source_len
-    scores = 4 * rows * shape.num_heads * length if precision == "bf16" and length <= LONGEST_PLAIN else 0
-    return 2 * stream + max(scores, 2 * BYTES[precision] * rows * projected)
+    torch's fused AdamW needs nothing. In bf16 there are the matrix before and after a step, a term of it, and two
+    squares of its shorter side.
+    """
+    if optimizer == "adamw":
+        return 0
+    matrices = (sizes for name, sizes in parameters(shape).items() if takes_muon(name, sizes))
+    return max((FP32 + 3 * 2) * prod(sizes) + 2 * 2 * min(sizes) ** 2 for sizes in matrices)

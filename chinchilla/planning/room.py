@@ -28,7 +28,7 @@ class Room:
     recompute: bool | None = None
 
     def peak(self, shape: Shape, recompute: bool) -> int:
-        """Bytes of tensors at most: a step's, each worker's own, and a checkpoint's copies on their way to the disk."""
+        """Bytes of tensors at most: a step's, and a checkpoint's copies on their way to the disk."""
         needs = memory(
             shape,
             self.batch,
@@ -38,9 +38,9 @@ class Room:
             dropout=self.dropout,
             accumulation=self.accumulation,
             recompute=recompute,
+            workers=self.workers,
         )
-        beside = (self.workers - 1) * (needs.saved + needs.logits + needs.state.gradients)
-        return needs.peak + beside + needs.state.weights + needs.state.optimizer
+        return needs.peak + needs.state.weights + needs.state.optimizer
 
     def way(self, shape: Shape) -> bool | None:
         """Whether activations must be computed again; None where the shape does not fit even so.

@@ -1,9 +1,14 @@
 """Parameters and matrix products of a model shape, counted without building it.
 
 Every number equals what PyTorch finds on the real module: `parameters` names and sizes each tensor of
-`models.Transformer`, `products` lists each matrix product of its forward pass. FLOPs are by the `matmul` convention:
-two a multiply-add, matrix products alone, attention and logits counted whole (no discount for causal masks), and no
-recomputation: a backward pass costs twice its forward pass.
+`models.Transformer`, `products` lists each matrix product of its forward pass.
+
+FLOPs come with the convention they are counted by; one multiply-add is two.
+
+- `paper6nd`: six a parameter and token (Kaplan 2020; Hoffmann 2022), with the N that was meant.
+- `matmul`: matrix products alone, attention and logits counted whole (no discount for causal masks), and no
+  recomputation: a backward pass costs twice its forward pass.
+- `hardware`: what is really executed (`executed`).
 """
 
 from collections.abc import Iterator
@@ -13,7 +18,7 @@ from typing import Literal
 
 from chinchilla.config.shape import Shape
 
-Convention = Literal["matmul"]
+Convention = Literal["paper6nd", "matmul", "hardware"]
 
 Side = Literal["encoder", "decoder"]
 
@@ -22,6 +27,9 @@ ROUND_TOKENS = 128
 
 PIECE_BYTES = 2**21
 """`models.block_attention.PIECE_BYTES`."""
+
+TILE_KEYS = 512
+"""Keys that torch's fused kernel for CPUs takes at one time (FlashAttentionKernel.cpp, 2.13)."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +88,21 @@ class Product:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one pass over a batch, with the convention they are counted by."""
+    """FLOPs of a training step, with the convention they are counted by.
+
+    `update` is the optimizer's, where the convention counts it; `num_params` the N of `paper6nd`.
+    """
 
     forward: int
     backward: int
     convention: Convention = "matmul"
+    update: int = 0
+    num_params: int | None = None
 
     @property
     def step(self) -> int:
-        """Forward and backward."""
-        return self.forward + self.backward
+        """Forward, backward and update."""
+        return self.forward + self.backward + self.update
 
 
 def parameters(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -116,6 +129,16 @@ def flops(shape: Shape, batch: Batch) -> Flops:
     """FLOPs of a training pass over `batch`, forward with loss and backward."""
     forward = sum(product.flops for product in products(shape, batch))
     return Flops(forward=forward, backward=2 * forward)
+
+
+def paper_flops(shape: Shape, batch: Batch, tables: bool = True) -> Flops:
+    """6·N·D: D the labelled tokens of `batch`, N all parameters, or those without vocabulary and positions.
+
+    Neither attention nor padding counts; embeddings count as if they were multiplied with, unless left out of N.
+    """
+    params = num_params(shape) if tables else matrix_params(shape)
+    forward = 2 * params * batch.loss_rows
+    return Flops(forward, 2 * forward, "paper6nd", num_params=params)
 
 
 def flops_per_token(shape: Shape, batch: Batch) -> float:
@@ -150,6 +173,11 @@ def block_keys(shape: Shape, length: int, causal: bool) -> tuple[int, int]:
     """Blocks of a sequence under block attention, and the keys each of their queries sees."""
     blocks = -(-length // shape.block_len)
     return blocks, (2 if causal else 3) * shape.block_len + (blocks if shape.block_summaries else 0)
+
+
+def tile_queries(queries: int) -> int:
+    """Queries that the fused kernel takes at one time."""
+    return 256 if queries >= 768 else 64 if queries >= 192 else 32
 
 
 @dataclass(frozen=True)

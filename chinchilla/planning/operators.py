@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from chinchilla.config.machine import Precision
 from chinchilla.config.shape import Shape
-from chinchilla.planning.count import Batch, Side, block_pieces, has_cross, up_width
+from chinchilla.planning.count import TILE_KEYS, Batch, Side, block_pieces, has_cross, tile_queries, up_width
 
 FP32 = 4
 INT64 = 8
@@ -258,8 +258,8 @@ class Rows:
 
     def _tiles(self, keys: int) -> int:
         """What one thread of the fused kernel works in: scores and their gradients of some queries and keys."""
-        queries = 256 if self.length >= 768 else 64 if self.length >= 192 else 32
-        return 2 * min(queries, self.length) * min(512, keys) * (FP32 + (self.size if self.low else 0))
+        tile = min(tile_queries(self.length), self.length) * min(TILE_KEYS, keys)
+        return 2 * tile * (FP32 + (self.size if self.low else 0))
 
     def _products(self, key_rows: int, keys: int) -> Iterator[Op]:
         """Attention in plain products; keys and values are repeated for each head, and copied."""

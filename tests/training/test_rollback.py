@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from training_fakes import digest, make_trainer, weights
+from training_fakes import EnoughError, Until, digest, make_trainer, overflow_once, weights
 
 from chinchilla.config.errors import FaultError, StoppedError
 from chinchilla.store import checkpoint, journal
@@ -119,15 +118,7 @@ def test_after_three_returns_it_is_a_fault_and_stays_one(tmp_path):
 def test_weights_that_overflow_are_not_saved_as_a_checkpoint_to_return_to(tmp_path):
     """The loss of step 8 is fine, its update is not, and the loss of step 9 shows it."""
     trainer = make_trainer(tmp_path, eval_every=100)
-    step = trainer.optimizer.step
-
-    def overflow(scale: float) -> None:
-        step(scale)
-        if trainer.progress.step == 7 and trainer.progress.rollbacks == 0:
-            with torch.no_grad():
-                next(trainer.model.parameters()).fill_(math.inf)
-
-    trainer.optimizer.step = overflow  # type: ignore[method-assign]
+    overflow_once(trainer, 7)
     trainer.run()
     assert rollbacks(trainer) == [(8, 4, 0.5)]
 
@@ -218,15 +209,7 @@ def test_stops_change_nothing_about_where_a_run_returns_to(tmp_path, stops, nan,
 def test_a_plan_made_anew_on_weights_that_overflowed_is_not_returned_to(tmp_path):
     """It is saved at once all the same, and the state says that all was not well."""
     trainer = make_trainer(tmp_path, eval_every=100, replan=lambda review: 14)
-    step = trainer.optimizer.step
-
-    def overflow(scale: float) -> None:
-        step(scale)
-        if trainer.progress.step == 7 and trainer.progress.rollbacks == 0:
-            with torch.no_grad():
-                next(trainer.model.parameters()).fill_(math.inf)
-
-    trainer.optimizer.step = overflow  # type: ignore[method-assign]
+    overflow_once(trainer, 7)
     assert trainer.run().steps == 14
     assert rollbacks(trainer) == [(8, 4, 0.5)]
 
@@ -277,18 +260,3 @@ def test_checkpoints_that_are_gone_when_they_are_needed_are_told_with_the_mend(t
     trainer = faulty(tmp_path, nan_at(7), monitor=Losing())
     with pytest.raises(FaultError, match=r"checkpoints of this run are gone.*; restore one from a copy, or train anew"):
         trainer.run()
-
-
-class EnoughError(Exception):
-    """The run is cut off here."""
-
-
-class Until(Silent):
-    """A monitor that cuts the run off the first time that it comes to a step."""
-
-    def __init__(self, step: int) -> None:
-        self.last = step
-
-    def step(self, step: int, *rest: float) -> None:
-        if step == self.last:
-            raise EnoughError

@@ -140,3 +140,31 @@ def digest(tensors: dict[str, Tensor]) -> str:
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         found.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+class EnoughError(Exception):
+    """The run is cut off here."""
+
+
+class Until(Silent):
+    """A monitor that cuts the run off the first time that it comes to a step."""
+
+    def __init__(self, step: int) -> None:
+        self.last = step
+
+    def step(self, step: int, *rest: float) -> None:
+        if step == self.last:
+            raise EnoughError
+
+
+def overflow_once(trainer: Trainer, step: int) -> None:
+    """Let the update after `step` steps leave weights that are infinite, unless the run has returned before."""
+    update = trainer.optimizer.step
+
+    def overflow(scale: float) -> None:
+        update(scale)
+        if trainer.progress.step == step and trainer.progress.rollbacks == 0:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(torch.inf)
+
+    trainer.optimizer.step = overflow  # type: ignore[method-assign]

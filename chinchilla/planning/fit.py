@@ -12,8 +12,9 @@ import numpy as np
 
 from chinchilla.config.errors import BudgetError
 from chinchilla.config.estimate import Estimate, Source
+from chinchilla.planning.constants import Constant, Span, Spread
 from chinchilla.planning.huber import Array, Points, log_loss, minimise
-from chinchilla.planning.laws import ChinchillaLaw, Constant, Span
+from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN, ChinchillaLaw
 from chinchilla.planning.runs import Runs
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
@@ -73,7 +74,7 @@ def fit(runs: Runs, bootstraps: int = 1000, seed: int = 0, name: str = "fit") ->
     draws = bootstrap(theta, points, target, bootstraps, seed)
     intervals = _intervals(draws, points)
     return Fit(
-        law=_law(theta, points, runs, intervals, name),
+        law=_law(theta, points, runs, intervals, _spread(draws, points, runs), name),
         runs=runs,
         points=points,
         theta=theta,
@@ -166,13 +167,37 @@ def best(fitted: Fit, flops: float) -> Best:
     """
     num_params, tokens = fitted.law.optimum(flops)
     loss = predict(fitted, num_params, tokens)
-    _, a, b, alpha, beta = fitted.draws[(fitted.draws[:, 3:] > 0).all(-1)].T
     log_budget = math.log(num_params) + math.log(tokens)
-    # On the centre of the runs, where both terms' slopes are equal: alpha·exp(a - alpha·n) = beta·exp(b - beta·d).
-    centred = log_budget - sum(fitted.points.centre)
-    log_params = (np.log(alpha / beta) + a - b + beta * centred) / (alpha + beta) + fitted.points.centre[0]
+    log_params = _log_optima(fitted.draws, fitted.points, log_budget)
     sizes, counts = np.percentile(log_params, (10, 50, 90)), np.percentile(log_budget - log_params, (10, 50, 90))
     return Best(flops, _estimate(sizes, "parameters", loss.source), _estimate(counts, "tokens", loss.source), loss)
+
+
+def _log_optima(draws: Array, points: Points, log_budget: float) -> Array:
+    """log N_opt under N·D = exp(`log_budget`) of each refit that has one.
+
+    Where both terms gain as much: alpha·exp(a - alpha·n) = beta·exp(b - beta·d), with n + d given.
+    """
+    _, a, b, alpha, beta = draws[(draws[:, 3:] > 0).all(-1)].T
+    centred = log_budget - sum(points.centre)
+    return (np.log(alpha / beta) + a - b + beta * centred) / (alpha + beta) + points.centre[0]
+
+
+def _spread(draws: Array, points: Points, runs: Runs) -> Spread | None:
+    """The bootstrap of log N_opt as a line in log C, about the compute (within the runs') where it is narrowest.
+
+    None where most refits have no optimum.
+    """
+    if (draws[:, 3:] > 0).all(-1).mean() < 0.5:
+        return None
+    log_flops = np.log(FLOPS_PER_PARAM_TOKEN) + sum(points.centre)
+    middle = _log_optima(draws, points, sum(points.centre))
+    slope = _log_optima(draws, points, sum(points.centre) + 1) - middle
+    away = -np.cov(middle, slope)[0, 1] / max(float(slope.var()), 1e-30)
+    low, high = np.log(runs.flops.min()) - log_flops, np.log(runs.flops.max()) - log_flops
+    pivot = float(np.clip(away, low, high))
+    level = float((middle + pivot * slope).std())
+    return Spread(pivot_flops=math.exp(log_flops + pivot), level=level, exponent=float(slope.std()))
 
 
 def _estimate(logs: Array, unit: str, source: Source) -> Estimate:
@@ -215,10 +240,17 @@ def interval(draws: Array) -> Interval:
     return Interval(low, high, (upper - lower) / 2)
 
 
-def _law(theta: Array, points: Points, runs: Runs, intervals: dict[str, Interval], name: str) -> ChinchillaLaw:
+def _law(
+    theta: Array, points: Points, runs: Runs, intervals: dict[str, Interval], spread: Spread | None, name: str
+) -> ChinchillaLaw:
     source = f"approach 3, {len(runs)} runs of {runs.source}"
     found = dict(zip(CONSTANTS, constants(theta[None], points)[0].tolist(), strict=True))
-    made = {key: Constant(value=value, error=intervals[key].error, source=source) for key, value in found.items()}
+    made = {
+        key: Constant(
+            value=value, error=intervals[key].error, interval=(intervals[key].low, intervals[key].high), source=source
+        )
+        for key, value in found.items()
+    }
     return ChinchillaLaw(
         name=name,
         irreducible=made["E"],
@@ -229,6 +261,7 @@ def _law(theta: Array, points: Points, runs: Runs, intervals: dict[str, Interval
         params=_span(runs.num_params),
         tokens=_span(runs.tokens),
         flops=_span(runs.flops),
+        spread=spread,
     )
 
 

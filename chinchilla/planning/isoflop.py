@@ -1,8 +1,9 @@
 """How the best size grows with compute, without a law of the loss: approaches 1 and 2 of Hoffmann 2022.
 
 Both find the best size at several budgets and fit N_opt = k·C^a and D_opt = l·C^b through them in logs. Approach 1
-takes the runs that no cheaper run beats; approach 2 the lowest points of parabolas through runs of equal compute.
-Parabolas are biased where the exponents differ or the sizes lie off centre (arXiv 2603.22339): prefer approach 3.
+takes the best run of about each compute, unless a cheaper one beats it; approach 2 the lowest points of parabolas
+through runs of equal compute. Parabolas are biased where the exponents differ or the sizes lie off centre
+(arXiv 2603.22339): prefer approach 3.
 """
 
 from dataclasses import dataclass
@@ -75,7 +76,9 @@ class Allocation:
 
 
 def envelope(runs: Runs, bootstraps: int = 1000, seed: int = 0) -> Allocation:
-    """Approach 1: through the runs that lose less than every cheaper one; intervals from runs drawn with replacement.
+    """Approach 1: through the best of each compute (±8 %) that lose less than every cheaper run.
+
+    Intervals are those of runs drawn with replacement.
 
     Raises:
         DataError: fewer than five such runs.
@@ -126,11 +129,14 @@ def isoflop(runs: Runs, bootstraps: int = 1000, seed: int = 0) -> Allocation:
 
 
 def _on_front(runs: Runs) -> NDArray[np.bool_]:
-    """Which runs lose less than every cheaper one, (runs,)."""
-    order = np.lexsort((runs.loss, runs.flops))
-    least = np.minimum.accumulate(runs.loss[order])
-    kept = np.ones(len(runs), bool)
-    kept[order[1:]] = runs.loss[order][1:] < least[:-1]
+    """Which runs are the best of about their compute and lose less than every cheaper one, (runs,)."""
+    order = np.argsort(runs.flops)
+    sorted_flops, kept, least, start = runs.flops[order], np.zeros(len(runs), bool), np.inf, 0
+    while start < len(runs):
+        end = int(np.searchsorted(sorted_flops, LEVEL_WIDTH * sorted_flops[start], side="right"))
+        best = order[start:end][runs.loss[order[start:end]].argmin()]
+        kept[best] = runs.loss[best] < least
+        least, start = min(least, runs.loss[best]), end
     return kept
 
 

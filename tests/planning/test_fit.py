@@ -184,6 +184,10 @@ def test_the_best_of_a_budget_is_the_laws_optimum_with_a_spread():
     assert found.num_params.p10 < num_params < found.num_params.p90
     assert found.tokens.p10 < tokens < found.tokens.p90
     assert found.num_params.p50 * found.tokens.p50 == pytest.approx(1e17 / 6, rel=0.01)
+    # The law that is handed on knows the same spread, as a normal one.
+    handed_on = fitted.law.allocation(1e17)[0]
+    width = np.log(found.num_params.p90 / found.num_params.p10)
+    assert np.log(handed_on.p90 / handed_on.p10) == pytest.approx(width, rel=0.2)
     # Each draw's own law agrees with the closed form of `ChinchillaLaw.optimum`.
     _, a, b, alpha, beta = constants(fitted.draws, fitted.points).T
     sizes = (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (1e17 / 6) ** (beta / (alpha + beta))

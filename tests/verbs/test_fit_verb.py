@@ -1,0 +1,76 @@
+"""`chinchilla fit` from the command line: tables, JSON and refusals."""
+
+import json
+
+import numpy as np
+import pytest
+
+from chinchilla.planning.laws import ChinchillaLaw
+
+TRUTH = {"E": 1.7, "A": 400.0, "B": 1500.0, "alpha": 0.35, "beta": 0.37}
+
+
+@pytest.fixture
+def runs_csv(tmp_path):
+    """Sixteen runs of a known law with 0.3 % noise, as a CSV."""
+    n, d = (each.ravel() for each in np.meshgrid(np.geomspace(1e6, 3e7, 4), np.geomspace(2e7, 6e8, 4)))
+    noise = np.exp(0.003 * np.random.default_rng(0).standard_normal(16))
+    loss = (TRUTH["E"] + TRUTH["A"] / n ** TRUTH["alpha"] + TRUTH["B"] / d ** TRUTH["beta"]) * noise
+    path = tmp_path / "runs.csv"
+    np.savetxt(path, np.column_stack([n, d, loss]), delimiter=",", header="params,tokens,loss", comments="")
+    return path
+
+
+def test_json_has_the_constants_with_intervals_around_them(chinchilla, runs_csv):
+    code, out, err = chinchilla("fit", runs_csv, "--bootstraps", "200", "--json")
+    assert code == 0
+    found = json.loads(out.splitlines()[-1])
+    assert "Budgets ahead" in err
+    for name, truth in TRUTH.items():
+        low, high = found["intervals"][name]
+        assert low < found[name] < high
+        assert low < truth < high
+    assert found["a"] == pytest.approx(found["beta"] / (found["alpha"] + found["beta"]))
+    assert (found["runs"], found["bootstraps"], found["confidence"]) == (16, 200, 0.95)
+    law = ChinchillaLaw.model_validate(found["law"])
+    assert law.optimum(found["ahead"][0]["flops"])[0] == pytest.approx(found["ahead"][0]["params"]["p50"], rel=0.5)
+    assert {each["predicted"]["unit"] for each in found["identification"]["roll_out"]} == {"nats/token"}
+
+
+def test_the_table_tells_constants_budgets_and_checks(chinchilla, runs_csv):
+    code, out, _ = chinchilla("fit", runs_csv, "--bootstraps", "100")
+    assert code == 0
+    for words in ("from 16 runs", "alpha", "95 % interval", "Budgets ahead", "cheap runs foretell", "most influential"):
+        assert words in out
+
+
+@pytest.mark.parametrize("approach", ["1", "2"])
+def test_the_other_approaches_give_exponents(chinchilla, tmp_path, approach):
+    n = np.geomspace(0.2, 5, 9)[None] * np.geomspace(1e6, 3e7, 6)[:, None]
+    d = 20 * np.geomspace(1e6, 3e7, 6)[:, None] ** 2 / n
+    loss = 1.7 + 130 / n**0.35 + 380 / d**0.35
+    path = tmp_path / "levels.csv"
+    rows = np.column_stack([n.ravel(), d.ravel(), loss.ravel()])
+    np.savetxt(path, rows, delimiter=",", header="params,tokens,loss", comments="")
+    code, out, err = chinchilla("fit", path, "--approach", approach, "--bootstraps", "100", "--json")
+    assert code == 0
+    found = json.loads(out.splitlines()[-1])
+    assert found["a"] == pytest.approx(0.5, abs=0.05)
+    assert found["intervals"]["a"][0] <= found["intervals"]["a"][1]
+    assert "Best size by compute" in err
+
+
+def test_ill_placed_runs_are_refused_with_runs_that_would_settle_it(chinchilla, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("params,tokens,loss\n1e6,2e7,4.5\n4e6,8e7,3.9\n16e6,32e7,3.4\n")
+    code, out, err = chinchilla("fit", path, "--json")
+    assert (code, out) == (3, "")
+    assert "3 runs of 3 sizes" in err
+    assert "would settle it" in err
+
+
+def test_a_wrong_file_or_approach_is_an_error_without_a_trace(chinchilla, tmp_path, runs_csv):
+    assert chinchilla("fit", tmp_path / "none.csv")[0] == 3
+    assert chinchilla("fit", tmp_path / "none.txt")[0] == 2
+    assert chinchilla("fit", runs_csv, "--approach", "4")[0] == 2
+    assert chinchilla("fit", runs_csv, "--bootstraps", "5")[0] == 2

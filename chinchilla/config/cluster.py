@@ -12,10 +12,9 @@ from pydantic import BaseModel, BeforeValidator, Field, StrictInt, StrictStr, Va
 from chinchilla.config.errors import UsageError
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Precision
-from chinchilla.config.units import COUNT, SIZE_BYTES, TIME_S, SizeBytes, parse
+from chinchilla.config.units import COUNT, LATENCY_S, SIZE_BYTES, SizeBytes, parse
 
 BYTES_PER_S = SIZE_BYTES | {"kbit": 125.0, "Mbit": 125e3, "Gbit": 125e6, "Tbit": 125e9}
-LATENCY_S = TIME_S | {"ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 def _number(units: Mapping[str, float], kind: str) -> BeforeValidator:

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from chinchilla.config.errors import UsageError
-from chinchilla.config.run import Run
+from chinchilla.config.run import Budget, Run
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -239,7 +239,7 @@ def _explain(item: Any, written: Layer) -> str:
 
 def _settable(key: str) -> str:
     """The key, or the keys in it that make a missing table complete."""
-    inside = {"data": ["data.train"], "budget": ["budget.time", "budget.flops"]}
+    inside = {"data": ["data.train"], "budget": [f"budget.{name}" for name in Budget.model_fields]}
     return " or ".join(inside.get(key, [key]))
 
 

@@ -3,13 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Precision
 from chinchilla.config.plan import OptimizerKind, ScheduleKind, TaskName
 from chinchilla.config.shape import Activation, AttentionKind, NormKind, PositionKind
-from chinchilla.config.units import Count, Flops, SizeBytes, TimeS
+from chinchilla.config.units import Count, EnergyJ, Flops, LatencyS, Number, SizeBytes, TimeS
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Files = Path | tuple[Path, ...]
@@ -46,16 +54,44 @@ class Tokenizer(Frozen):
     file: Path | None = None
 
 
-class Budget(Frozen):
-    """What may be spent: exactly one of wall-clock time or training FLOPs."""
+LONGEST_S = 100 * 365.25 * 86_400
+"""A century: who asks for more has slipped in the unit."""
 
-    time: Annotated[TimeS, Field(gt=0)] | None = Field(None, description='like "10m", "1h", 90 (seconds)')
-    flops: Annotated[Flops, Field(gt=0)] | None = Field(None, description='like "1e15", "200T"')
+MOST_FLOPS = 1e30
+"""A thousand times and more of what the largest known training runs took."""
+
+
+def _sane(most: float, told: str) -> AfterValidator:
+    def check(value: float) -> float:
+        if value > most:
+            raise ValueError(f"that is {told}; is the unit right?")
+        return value
+
+    return AfterValidator(check)
+
+
+class Budget(Frozen):
+    """What may be spent: exactly one of wall-clock time, training FLOPs, money or energy.
+
+    Money is in whatever unit the price is in. Money and energy become time by price and power: `[machine]`, or the
+    cluster file's node.
+    """
+
+    time: Annotated[TimeS, Field(gt=0), _sane(LONGEST_S, "more than a century")] | None = Field(
+        None, description='like "10m", "1h", 90 (seconds)'
+    )
+    flops: (
+        Annotated[Flops, Field(gt=0), _sane(MOST_FLOPS, "1,000 times more than any model was trained with")] | None
+    ) = Field(None, description='like "1e15", "200T"')
+    money: Annotated[Number, Field(gt=0)] | None = Field(None, description="in the unit of the price, like 2.5")
+    energy: Annotated[EnergyJ, Field(gt=0)] | None = Field(None, description='like "2kWh", "500kJ", 3.6e6 (joules)')
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.time is None) == (self.flops is None):
-            raise ValueError('give exactly one of time (like "10m") or flops (like "1e15")')
+        if sum(value is not None for value in (self.time, self.flops, self.money, self.energy)) != 1:
+            raise ValueError(
+                'give exactly one of time (like "10m"), flops (like "1e15"), money (like 2.5) or energy (like "2kWh")'
+            )
         return self
 
 
@@ -64,6 +100,19 @@ class Limits(Frozen):
 
     size: Annotated[SizeBytes, Field(gt=0)] | None = Field(None, description="weights on disk in fp32")
     memory: Annotated[SizeBytes, Field(gt=0)] | None = Field(None, description="peak memory of training")
+    latency: Annotated[LatencyS, Field(gt=0)] | None = Field(
+        None, description='time of one answer of typical length (p50), nothing else asked: like "50ms"'
+    )
+
+
+class Here(Frozen):
+    """What this machine costs and draws. Absent, the only node of the cluster file says it."""
+
+    price_per_hour: Annotated[Number, Field(ge=0)] | None = Field(
+        None, description="in any currency: the unit of money"
+    )
+    watts: Annotated[Number, Field(gt=0)] | None = Field(None, description="power drawn at full load")
+    grams_per_kwh: Annotated[Number, Field(ge=0)] | None = Field(None, description="CO2 of the electricity")
 
 
 class Machines(Frozen):
@@ -140,6 +189,7 @@ class Run(Frozen):
     tokenizer: Tokenizer = Tokenizer()
     limits: Limits = Limits()
     cluster: Machines = Machines()
+    machine: Here = Here()
     model: Model = Model()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

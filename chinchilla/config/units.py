@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, WithJsonSchema
 _NUMBER = re.compile(r"^\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*$")
 
 TIME_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+LATENCY_S = TIME_S | {"ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+ENERGY_J = {"": 1.0, "J": 1.0, "kJ": 1e3, "MJ": 1e6, "GJ": 1e9, "Wh": 3.6e3, "kWh": 3.6e6, "MWh": 3.6e9}
 SIZE_BYTES = {
     "": 1.0,
     "B": 1.0,
@@ -42,12 +44,17 @@ def parse(text: object, units: Mapping[str, float], kind: str) -> Any:
     match = _NUMBER.match(text)
     if match is None or match[2] not in units:
         known = ", ".join(unit for unit in units if unit)
-        raise ValueError(f"{text!r} is not a {kind}: write a number, with one of {known} if you like")
+        with_units = f", with one of {known} if you like" if known else " alone"
+        raise ValueError(f"{text!r} is not {_article(kind)} {kind}: write a number{with_units}")
     try:
         # In decimals, since 16.1 * 1e3 is no whole number in binary.
         return float(Decimal(match[1]) * Decimal(units[match[2]]))
     except DecimalException:
-        raise ValueError(f"{text!r} is not a {kind}: {match[1]!r} is not a number") from None
+        raise ValueError(f"{text!r} is not {_article(kind)} {kind}: {match[1]!r} is not a number") from None
+
+
+def _article(kind: str) -> str:
+    return "an" if kind[0] in "aeiou" else "a"
 
 
 def _parser(units: Mapping[str, float], kind: str) -> Callable[[object], Any]:
@@ -72,6 +79,9 @@ def _bytes(value: object) -> Any:
 _TEXT_OR_NUMBER = WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
 
 TimeS = Annotated[float, BeforeValidator(_parser(TIME_S, "time")), _TEXT_OR_NUMBER]
+LatencyS = Annotated[float, BeforeValidator(_parser(LATENCY_S, "time")), _TEXT_OR_NUMBER]
+EnergyJ = Annotated[float, BeforeValidator(_parser(ENERGY_J, "energy")), _TEXT_OR_NUMBER]
+Number = Annotated[float, BeforeValidator(_parser({"": 1.0}, "number")), _TEXT_OR_NUMBER]
 SizeBytes = Annotated[int, BeforeValidator(_bytes), _TEXT_OR_NUMBER]
 Flops = Annotated[float, BeforeValidator(_parser(COUNT, "count")), _TEXT_OR_NUMBER]
 Count = Annotated[int, BeforeValidator(_whole), BeforeValidator(_parser(COUNT, "count")), _TEXT_OR_NUMBER]
@@ -87,6 +97,13 @@ def show_time(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}m{rest:02d}s"
     return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def show_energy(joules: float) -> str:
+    """Write an energy with three figures: "2.5 kWh" from 100 Wh on, "42 kJ" below."""
+    units = (("MWh", 3.6e9), ("kWh", 3.6e6), ("Wh", 3.6e5)) if joules >= 3.6e5 else (("kJ", 1e3), ("J", 0.0))
+    unit = next(unit for unit, size in units if joules >= size)
+    return f"{_three_figures(joules / ENERGY_J[unit]):g} {unit}"
 
 
 def _three_figures(value: float) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chinchilla.config.errors import UsageError
 from chinchilla.config.load import Loaded, keys, load_run, to_toml
-from chinchilla.config.run import Budget, Data, Evaluate, Limits, Run, Tokenizer, Train
+from chinchilla.config.run import LONGEST_S, MOST_FLOPS, Budget, Data, Evaluate, Here, Limits, Run, Tokenizer, Train
 from chinchilla.config.run import Model as ModelKeys
 
 ENOUGH = ["task=translate", "data.train=a.tsv", "budget.time=10m"]
@@ -168,6 +168,21 @@ def test_an_unknown_table_is_refused_even_when_empty(tmp_path):
         ("limits.size=1e400", "limits.size: input should be a finite number (given: inf)"),
         ("limits.size=0.5", "limits.size: input should be a valid integer"),
         ("budget.time=true", "budget.time: true is not a value for it"),
+        ("budget.time=10000y", "budget.time: '10000y' is not a time"),
+        ("budget.time=3652500d", "budget.time: that is more than a century; is the unit right? (given: '3652500d')"),
+        ("budget.flops=1e40", "budget.flops: that is 1,000 times more than any model was trained with"),
+        ("budget.flops=-1", "budget.flops: input should be greater than 0 (given: -1)"),
+        ("budget.flops=inf", "budget.flops: input should be a finite number (given: inf)"),
+        ("budget.money=0", "budget.money: input should be greater than 0 (given: 0)"),
+        ("budget.money=nan", "budget.money: input should be a finite number (given: nan)"),
+        ("budget.money=12 EUR", "budget.money: '12 EUR' is not a number: write a number alone (given: '12 EUR')"),
+        ("budget.energy=-2kWh", "budget.energy: input should be greater than 0 (given: '-2kWh')"),
+        ("budget.energy=2kW", "budget.energy: '2kW' is not an energy: write a number, with one of J, kJ, MJ, GJ, Wh"),
+        ("limits.latency=0", "limits.latency: input should be greater than 0 (given: 0)"),
+        ("limits.latency=50q", "limits.latency: '50q' is not a time: write a number, with one of s, m, min, h, d, ms"),
+        ("machine.watts=0", "machine.watts: input should be greater than 0 (given: 0)"),
+        ("machine.price_per_hour=-1", "machine.price_per_hour: input should be greater than or equal to 0"),
+        ("machine.pric=1", "unknown key machine.pric; did you mean machine.price_per_hour?"),
         ("model.dim=true", "model.dim: true is not a value for it"),
         ("name=a/b", "name: string should match pattern"),
         ("data=3", "data is a table; set one of data.train"),
@@ -210,7 +225,8 @@ def test_what_is_missing_is_told_with_the_key_to_set():
     message = refused(None, "task=translate")
     assert message.splitlines() == [
         "data is missing: set data.train in the recipe or on the command line as KEY=VALUE",
-        "budget is missing: set budget.time or budget.flops in the recipe or on the command line as KEY=VALUE",
+        "budget is missing: set budget.time or budget.flops or budget.money or budget.energy in the recipe or on the "
+        "command line as KEY=VALUE",
     ]
     assert "data.train is missing: set data.train in" in refused(
         None, "data.valid=a", "task=translate", "budget.time=1"
@@ -283,9 +299,13 @@ RUNS = st.builds(
     runs=PATHS,
     seed=st.integers(0, 2**70),
     data=st.builds(Data, train=FILES, valid=maybe(FILES), test=maybe(FILES), source=TEXT, group=TEXT),
-    budget=POSITIVE.map(lambda value: Budget(time=value)) | POSITIVE.map(lambda value: Budget(flops=value)),
+    budget=st.builds(Budget, time=st.floats(1e-300, LONGEST_S))
+    | st.builds(Budget, flops=st.floats(1e-300, MOST_FLOPS))
+    | st.builds(Budget, money=POSITIVE)
+    | st.builds(Budget, energy=POSITIVE),
     tokenizer=st.builds(Tokenizer, vocab_size=maybe(st.integers(300, 200_000)), file=maybe(PATHS)),
-    limits=st.builds(Limits, size=maybe(COUNTS), memory=maybe(COUNTS)),
+    limits=st.builds(Limits, size=maybe(COUNTS), memory=maybe(COUNTS), latency=maybe(POSITIVE)),
+    machine=st.builds(Here, price_per_hour=maybe(POSITIVE), watts=maybe(POSITIVE)),
     model=st.builds(ModelKeys, dim=maybe(COUNTS), qk_norm=maybe(st.booleans())),
     train=st.builds(
         Train,

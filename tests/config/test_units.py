@@ -7,7 +7,19 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from chinchilla.config import units
-from chinchilla.config.units import COUNT, SIZE_BYTES, TIME_S, Count, Flops, SizeBytes, TimeS
+from chinchilla.config.units import (
+    COUNT,
+    SIZE_BYTES,
+    TIME_S,
+    Count,
+    EnergyJ,
+    Flops,
+    LatencyS,
+    Number,
+    SizeBytes,
+    TimeS,
+    show_energy,
+)
 
 KINDS = {"time": (TimeS, TIME_S), "size": (SizeBytes, SIZE_BYTES), "flops": (Flops, COUNT), "count": (Count, COUNT)}
 NUMBERS = st.decimals(min_value=0, max_value=10**9, places=3, allow_nan=False).map(str)
@@ -43,6 +55,30 @@ def test_examples(kind, text, value):
     found = parse(kind, text)
     assert found == value
     assert type(found) is (int if kind in ("size", "count") else float)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (EnergyJ, "2kWh", 7.2e6),
+        (EnergyJ, "1.5 MJ", 1.5e6),
+        (EnergyJ, "10 Wh", 36_000),
+        (EnergyJ, 90, 90),
+        (LatencyS, "50ms", 0.05),
+        (LatencyS, "20us", 2e-5),
+        (LatencyS, "1m", 60),
+        (Number, "2.5", 2.5),
+    ],
+)
+def test_energies_latencies_and_bare_numbers(kind, text, value):
+    assert TypeAdapter(kind).validate_python(text) == pytest.approx(value, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("joules", "text"), [(90, "90 J"), (42_000, "42 kJ"), (3.6e5, "100 Wh"), (9e6, "2.5 kWh"), (7.2e9, "2 MWh")]
+)
+def test_show_energy(joules, text):
+    assert show_energy(joules) == text
 
 
 @given(kind=st.sampled_from(sorted(KINDS)), number=NUMBERS, data=st.data())

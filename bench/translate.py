@@ -7,8 +7,8 @@ Both see the same pairs through the same tokenizer. Ours is what `chinchilla pla
 Marian (of about as many parameters) is trained as is usual for it: AdamW with betas 0.9 and 0.98, warm-up over a tenth
 of the steps and linear decay, dropout and label smoothing 0.1, batches of pairs of like length with the padding masked,
 its rate the best of three in short runs, its precision the faster one. The two take turns of some seconds: a slow
-minute of the machine slows both. Both keep the weights that did best on the validation pairs, and translate with 4
-beams. The interval is a paired bootstrap's (sacrebleu, 1,000 samples).
+minute of the machine slows both; with `--threads 1` CPU seconds count. Both keep the weights that did best on the
+validation pairs, and translate with 4 beams. The interval is a paired bootstrap's (sacrebleu, 1,000 samples).
 """
 
 import argparse
@@ -33,6 +33,8 @@ from torch import Tensor
 from transformers import MarianConfig, MarianMTModel
 
 from chinchilla.config.load import load_run
+from chinchilla.config.plan import Training
+from chinchilla.config.shape import Shape
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.count import num_params
 from chinchilla.store.run_folder import RunFolder
@@ -70,13 +72,13 @@ class Side:
 
     def take_turn(self) -> None:
         """Steps for some seconds; validate where one is due."""
-        begun = time.perf_counter()
-        while self.done < self.steps and time.perf_counter() - begun < TURN_S:
+        begun = clock()
+        while self.done < self.steps and clock() - begun < TURN_S:
             self.step()
             self.done += 1
             if self.done == self.steps or self.done % max(1, self.steps // VALIDATIONS) == 0:
                 self._validate()
-        self.time_s += time.perf_counter() - begun
+        self.time_s += clock() - begun
 
     def _validate(self) -> None:
         loss = self.valid_loss()
@@ -197,23 +199,32 @@ def _padded(rows: list[list[int]]) -> Tensor:
 
 
 def make_ours(minutes: float) -> tuple[Side, Prepared, Trainer, float]:
-    """What the plan decides; and its step time."""
-    made, prepared = plan(load_run(RECIPE, (f"budget.time={minutes}m",)).run, say)
+    """What the plan decides, for as many steps as its minutes hold; and its step time."""
+    words = (f"budget.time={minutes}m", f"train.threads={torch.get_num_threads()}")
+    made, prepared = plan(load_run(RECIPE, words).run, say)
+    trial = make_trainer(prepared, made.shape, made.training).steps()
+    step_s = step_time(lambda: next(trial))
+    training = made.training.model_copy(update={"steps": round(60 * minutes / step_s)})
+    trainer = make_trainer(prepared, made.shape, training)
+    steps = trainer.steps()
+    side = Side("chinchilla", trainer.model, lambda: next(steps), trainer.valid_loss, training.steps)
+    return side, prepared, trainer, step_s
+
+
+def make_trainer(prepared: Prepared, shape: Shape, training: Training) -> Trainer:
+    """Ours, from random weights."""
     torch.manual_seed(0)
-    trainer = Trainer(
-        model=Transformer(made.shape, made.training.dropout),
+    return Trainer(
+        model=Transformer(shape, training.dropout),
         task=prepared.task,
-        training=made.training,
-        batches=prepared.batches(made.training),
-        valid=prepared.valid_batches(made.training),
+        training=training,
+        batches=prepared.batches(training),
+        valid=prepared.valid_batches(training),
         folder=RunFolder(Path("bench")),  # never made: nothing is written
         monitor=Silent(),
         flops_per_token=1.0,
         peak_flops_per_s=1.0,
     )
-    steps = trainer.steps()
-    side = Side("chinchilla", trainer.model, lambda: next(steps), trainer.valid_loss, trainer.training.steps)
-    return side, prepared, trainer, made.predicted["step_time_s"].p50
 
 
 def marian_size(prepared: Prepared, wanted: int) -> tuple[int, int]:
@@ -224,14 +235,19 @@ def marian_size(prepared: Prepared, wanted: int) -> tuple[int, int]:
     return min(sizes, key=lambda size: abs(math.log(sizes[size] / wanted)))
 
 
-def step_time(step: Callable[[], None]) -> float:
-    """Median seconds of a step, once warm."""
+def step_time(step: Callable[[], object]) -> float:
+    """Mean seconds of a step, once warm."""
     times = []
-    for _ in range(15):
-        begun = time.perf_counter()
+    for _ in range(25):
+        begun = clock()
         step()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times[5:])
+        times.append(clock() - begun)
+    return statistics.fmean(times[5:])
+
+
+def clock() -> float:
+    """CPU seconds where there is one thread, which other programs do not lengthen; wall seconds else."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def best_marian(prepared: Prepared, dim: int, layers: int) -> tuple[float, str, float]:
@@ -282,6 +298,7 @@ def run(minutes: float) -> Iterator[dict[str, Any]]:
     for place, side in enumerate((theirs, ours)):
         bleu, chrf = scores(answers[side.name], references)
         yield {
+            "threads": torch.get_num_threads(),
             "side": side.name,
             "parameters": wanted if side is ours else marian.model.num_parameters(),
             "precision": trainer.training.precision if side is ours else precision,
@@ -306,8 +323,10 @@ def main() -> None:
     """Run and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     rows = list(run(arguments.minutes))
     for row in rows:
         say(str(row))

@@ -13,9 +13,12 @@ from chinchilla.config.machine import Machine, Precision
 from chinchilla.config.plan import Decision, OptimizerKind, TaskName
 from chinchilla.config.run import Limits, Model
 from chinchilla.config.shape import Shape
-from chinchilla.config.units import show_bytes, show_count
+from chinchilla.config.units import show_count
+from chinchilla.planning.bounds import Bound, answer_s, bounds, unfit
+from chinchilla.planning.bounds import too_little as too_little
 from chinchilla.planning.count import Batch, flops_per_token, matrix_params, num_params, typical_batch
 from chinchilla.planning.hparams import Advice, advise
+from chinchilla.planning.latency import Request
 from chinchilla.planning.laws import BESIROGLU, ChinchillaLaw, law_loss, repeated_optimum
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.room import Room
@@ -36,6 +39,9 @@ MOST_EPOCHS = 40
 
 PROBE_BATCH_TOKENS = 4_096
 
+PROMPT_TOKENS, ANSWER_TOKENS = 16, 100
+"""A typical request for text: a few words, continued as far as `chinchilla predict` does when it is not told."""
+
 
 class Facts(Frozen):
     """What the planner needs to know of the data, in tokens of its tokenizer.
@@ -43,6 +49,7 @@ class Facts(Frozen):
     `unique_tokens` counts the labelled tokens of one epoch. `mean_source_len` (0 without a source) and
     `mean_target_len` are of a batch's rows, and `max_len` is the longest of them; a translation's rows are packed with
     several pairs. `bytes_per_token` is of the labelled text; `padding` is the share of positions without a token.
+    `beam_size` is how many answers a translation looks for side by side.
     """
 
     task: TaskName
@@ -54,12 +61,23 @@ class Facts(Frozen):
     max_len: int
     bytes_per_token: float
     padding: float = 0.0
+    beam_size: int = 4
 
     def batch(self, tokens: float) -> Batch:
         """A typical batch of about `tokens` labelled tokens."""
         rows = typical_batch(tokens / (1 - self.padding), self.mean_source_len, self.mean_target_len)
         labelled = round(rows.loss_rows * (1 - self.padding))
         return replace(rows, labelled=labelled, packed=self.task == "translate")
+
+    @property
+    def request(self) -> Request:
+        """A typical answer: a mean source and its translation, or a short prompt and what `chinchilla predict` adds."""
+        if self.task == "generate":
+            new = min(ANSWER_TOKENS, self.max_len // 2)
+            return Request(max(1, min(PROMPT_TOKENS, self.max_len - new)), max(1, new))
+        new = min(self.max_len, max(1, round(self.unique_tokens / self.num_examples)))
+        source = round(new * self.mean_source_len / self.mean_target_len)
+        return Request(min(self.max_len, max(1, source)), new, self.beam_size)
 
 
 @dataclass(frozen=True)
@@ -116,14 +134,13 @@ def candidates(
 
     Raises:
         UsageError: fixed settings that contradict each other or the task.
-        BudgetError: no shape fits the limits; names the smallest and what it needs.
+        BudgetError: no shape fits the limits; names the nearest limit that can be met, and the shape that meets it.
     """
     ladder = sorted(_ladder(facts, fixed), key=num_params)
-
-    fitting = [shape for shape in ladder if limits.size is None or 4 * num_params(shape) <= limits.size]
-    fitting = [shape for shape in fitting if room.way(shape) is not None]
+    held_to = bounds(facts.request, machine, limits, room)
+    fitting = [shape for shape in ladder if all(bound.holds(shape) for bound in held_to)]
     if not fitting:
-        raise _unfit(ladder[0], limits, room)
+        raise unfit(ladder, held_to)
     distances = {}
     for shape in fitting:
         tokens = expected_tokens(shape, facts, machine, time_s, room.precision, room.optimizer)
@@ -169,23 +186,34 @@ def law_holds(flops: float, law: ChinchillaLaw = BESIROGLU) -> bool:
     return flops >= law.flops.low
 
 
-def law_plan(flops: float, facts: Facts, fixed: Model, limits: Limits, law: ChinchillaLaw = BESIROGLU) -> LawPlan:
+def law_plan(
+    flops: float,
+    facts: Facts,
+    fixed: Model,
+    limits: Limits,
+    law: ChinchillaLaw = BESIROGLU,
+    machine: Machine | None = None,
+) -> LawPlan:
     """The law's optimum for a budget, as the nearest real shape, with learning rate and batch for it.
 
     Tokens are what the budget buys at that shape, counted by the `matmul` convention; repeats beyond the data are
-    discounted. A size limit below the optimum gives the largest shape within it, trained for longer. The laws know
-    decoder-only language models: for another task they are taken outside their range.
+    discounted. Limits below the optimum give the largest shape within them, trained for longer; one on latency needs
+    the `machine` that answers. The laws know decoder-only language models: for another task they are taken outside
+    their range.
 
     Raises:
-        BudgetError: the budget is not positive, or no shape fits the size limit.
+        BudgetError: the budget is not positive, or no shape fits the limits.
+        UsageError: a limit on latency without a machine.
     """
     best_params, _ = repeated_optimum(law, flops, facts.unique_tokens)
-    shape = _nearest_shape(best_params, facts, fixed, limits)
+    held_to = bounds(facts.request, machine, limits)
+    shape = _nearest_shape(best_params, facts, fixed, held_to)
     count = num_params(shape)
     tokens = flops / flops_per_token(shape, facts.batch(PROBE_BATCH_TOKENS))
     epochs = tokens / facts.unique_tokens
     inside = law.covers(flops, count, tokens) and epochs <= 1 and facts.task == "generate"
     where = "inside" if inside else "outside"
+    held = f" within {' and '.join(bound.key for bound in held_to)}" if held_to else ""
     advice = advise(matrix_params(shape), tokens)
     return LawPlan(
         shape=shape,
@@ -197,7 +225,7 @@ def law_plan(flops: float, facts: Facts, fixed: Model, limits: Limits, law: Chin
             Decision(
                 name="parameters",
                 value=show_count(count),
-                reason=f"{law.name} law's optimum {show_count(best_params)} ({where} its range), nearest shape",
+                reason=f"{law.name} law's optimum {show_count(best_params)} ({where} its range), nearest shape{held}",
             ),
             Decision(
                 name="tokens",
@@ -230,7 +258,7 @@ def num_steps(
     if steps < 1:
         raise BudgetError(
             f"{max(time_s, 0):.3g} s left for training, and one step with its evaluation and checkpoint takes "
-            f"{step_time_s + closing:.3g} s: raise budget.time or fix a smaller model"
+            f"{step_time_s + closing:.3g} s: raise the budget or fix a smaller model"
         )
     return steps
 
@@ -268,25 +296,13 @@ def _checked(facts: Facts, fixed: Model, dim: int, encoder: int, decoder: int) -
         raise UsageError(f"[model] contradicts itself: {error.errors()[0]['msg']}") from None
 
 
-def _unfit(smallest: Shape, limits: Limits, room: Room) -> BudgetError:
-    size = 4 * num_params(smallest)
-    layers = f"{smallest.num_encoder_layers}+{smallest.num_decoder_layers} layers of {smallest.dim}"
-    if limits.size is not None and size > limits.size:
-        return BudgetError(
-            f"limits.size is {show_bytes(limits.size)}, and the smallest model that may be built ({layers}, vocabulary "
-            f"{smallest.vocab_size}) takes {show_bytes(size)}: raise it, or lower tokenizer.vocab_size"
-        )
-    return too_little(smallest, limits, room)
-
-
-def too_little(shape: Shape, limits: Limits, room: Room) -> BudgetError:
-    """The error of a shape that does not fit the memory."""
-    layers = f"{shape.num_encoder_layers}+{shape.num_decoder_layers} layers of {shape.dim}"
-    bound = f"limits.memory, {show_bytes(limits.memory)}: raise it" if limits.memory else "this machine: fix less"
-    return BudgetError(
-        f"training {layers} takes {show_bytes(room.peak(shape, room.recompute is not False))} of memory beside the "
-        f"process, and {show_bytes(max(0, room.size_bytes))} are left of {bound}, or lower train.batch_tokens"
-    )
+def left_out(facts: Facts, machine: Machine, limits: Limits, fixed: Model) -> str:
+    """How many of the shapes `limits.latency` rules out, in words; "" where it is not set."""
+    if limits.latency is None:
+        return ""
+    ladder = list(_ladder(facts, fixed))
+    slow = sum(answer_s(shape, facts.request, machine) > limits.latency for shape in ladder)
+    return f"limits.latency {limits.latency:.3g} s rules out {slow} of {len(ladder)} shapes"
 
 
 def _unlikely(tokens: float, count: int, unique: int) -> float:
@@ -295,28 +311,44 @@ def _unlikely(tokens: float, count: int, unique: int) -> float:
     return max(0.0, math.log(low / tokens), math.log(tokens / high))
 
 
-def _nearest_shape(target: float, facts: Facts, fixed: Model, limits: Limits) -> Shape:
-    """The shape whose number of parameters is nearest to `target`, within the size limit."""
-    ceiling = limits.size / 4 if limits.size else math.inf
-    found = [_of_width(dim, target, ceiling, facts, fixed) for dim in ([fixed.dim] if fixed.dim else LARGE_DIMS)]
+def _nearest_shape(target: float, facts: Facts, fixed: Model, held_to: Sequence[Bound]) -> Shape:
+    """The shape whose number of parameters is nearest to `target`, within the bounds.
+
+    Raises:
+        BudgetError: none is within them.
+    """
+    dims = [fixed.dim] if fixed.dim else LARGE_DIMS
+    found = [_of_width(dim, target, held_to, facts, fixed) for dim in dims]
     shapes = {num_params(shape): shape for shape in found if shape is not None}
     if not shapes:
-        raise BudgetError(f"no shape fits limits.size {show_bytes(limits.size or 0)}: raise it, or fix fewer settings")
+        raise unfit([_of_depth(dim, _fewest(dim), facts, fixed) for dim in dims], held_to)
     return shapes[min(shapes, key=lambda count: abs(math.log(count / target)))]
 
 
-def _of_width(dim: int, target: float, ceiling: float, facts: Facts, fixed: Model) -> Shape | None:
-    """The depth that comes nearest to `target` parameters at this width; None above the ceiling."""
+def _fewest(dim: int) -> int:
+    return max(1, dim // LARGE_ASPECT[1])
 
-    def shape(layers: int) -> Shape:
-        encoder = 0 if facts.task == "generate" else fixed.num_encoder_layers or layers
-        return _checked(facts, fixed, dim, encoder, fixed.num_decoder_layers or layers)
 
-    # Parameters grow evenly with depth, so that two shapes tell all.
-    one, layer = num_params(shape(1)), num_params(shape(2)) - num_params(shape(1))
-    fewest, most = max(1, dim // LARGE_ASPECT[1]), max(1, dim // LARGE_ASPECT[0])
-    if one + layer * (fewest - 1) > ceiling:
+def _of_depth(dim: int, layers: int, facts: Facts, fixed: Model) -> Shape:
+    encoder = 0 if facts.task == "generate" else fixed.num_encoder_layers or layers
+    return _checked(facts, fixed, dim, encoder, fixed.num_decoder_layers or layers)
+
+
+def _of_width(dim: int, target: float, held_to: Sequence[Bound], facts: Facts, fixed: Model) -> Shape | None:
+    """The depth that comes nearest to `target` parameters at this width; None where every depth breaks a bound."""
+    one, two = (_of_depth(dim, layers, facts, fixed) for layers in (1, 2))
+    first, layer = num_params(one), num_params(two) - num_params(one)
+    fewest, most = _fewest(dim), max(1, dim // LARGE_ASPECT[0])
+    deepest = min((_deepest(bound, one, two, most) for bound in held_to), default=most)
+    if deepest < fewest:
         return None
-    wanted = 1 + round((min(target, ceiling) - one) / layer) if layer else 1
-    room = 1 + math.floor((ceiling - one) / layer) if layer and math.isfinite(ceiling) else most
-    return shape(min(max(wanted, fewest), most, room))
+    wanted = 1 + round((target - first) / layer) if layer else 1
+    return _of_depth(dim, min(max(wanted, fewest), most, deepest), facts, fixed)
+
+
+def _deepest(bound: Bound, one: Shape, two: Shape, most: int) -> int:
+    """Layers up to which a bound holds, at most `most`; 0 for none. What is needed grows evenly with depth."""
+    first, layer = bound.needs(one), bound.needs(two) - bound.needs(one)
+    if not bound.holds(one):
+        return 0
+    return most if layer <= 0 else min(most, 1 + math.floor((bound.most - first) / layer))

@@ -205,7 +205,7 @@ def test_a_size_limit_gives_a_smaller_model_trained_for_longer() -> None:
     held = law_plan(1e20, WEB, Model(), Limits(size=400_000_000))
     assert 5e7 < num_params(held.shape) <= 1e8
     assert held.tokens > free.tokens
-    with pytest.raises(BudgetError, match="no shape fits"):
+    with pytest.raises(BudgetError, match=r"limits\.size is 1 kB, and the smallest model that may be built"):
         law_plan(1e20, WEB, Model(), Limits(size=1000))
 
 
@@ -230,7 +230,7 @@ def test_steps_fill_the_time_but_no_more(
 
 
 def test_no_time_for_a_step_is_refused() -> None:
-    with pytest.raises(BudgetError, match=r"one step .* takes 3 s.*budget\.time"):
+    with pytest.raises(BudgetError, match=r"one step .* takes 3 s.*raise the budget"):
         num_steps(2.5, 1.0, eval_time_s=2.0)
     with pytest.raises(BudgetError, match="0 s left"):
         num_steps(-4, 1.0)

@@ -75,7 +75,8 @@ class Plan(Frozen):
     """A complete plan: the model, its training, predictions with their source, and a reason for each choice.
 
     `predicted` holds, where it applies: `step_time_s`, `train_time_s`, `tokens`, `loss` (validation,
-    nats a token), `memory_bytes` (peak resident), `size_bytes` (weights on disk), `flops`.
+    nats a token), `memory_bytes` (peak resident), `size_bytes` (weights on disk), `flops`, `latency_s` (one typical
+    answer); `money`, `energy_j` and `co2_g` of planning and training, where price, power and emissions are known.
     """
 
     task: TaskName

@@ -45,6 +45,11 @@ def tariff(here: Here, cluster: Cluster | None, power: Estimate | None = None) -
     return Tariff(price, watts, here.grams_per_kwh)
 
 
+def later(time_s: Estimate, spent_s: float) -> Estimate:
+    """A time with the seconds that are spent already."""
+    return time_s.model_copy(update={end: getattr(time_s, end) + spent_s for end in ("p10", "p50", "p90")})
+
+
 def costs(time_s: Estimate, rates: Tariff) -> dict[str, Estimate]:
     """Money, energy and CO2 of `time_s` seconds, as far as they are known: `money`, `energy_j`, `co2_g`."""
     found = {}

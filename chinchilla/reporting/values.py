@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chinchilla.config.estimate import Estimate
-from chinchilla.config.units import show_bytes, show_count, show_time
+from chinchilla.config.units import show_bytes, show_count, show_energy, show_time
 
 NONE = "–"
 
@@ -21,6 +21,9 @@ NAMES = {
     "latency_p50_s": "latency p50",
     "latency_p90_s": "latency p90",
     "flops": "training FLOPs",
+    "latency_s": "one answer",
+    "energy_j": "energy",
+    "co2_g": "CO2",
 }
 
 _COUNTS = {"token", "tokens", "step", "steps", "param", "params", "parameters", "flop", "flops", "examples"}
@@ -59,6 +62,8 @@ def quantity(value: float | None, unit: str = "") -> str:
         return seconds(value)
     if kind in ("b", "bytes"):
         return show_bytes(value)
+    if kind == "j":
+        return show_energy(value)
     if kind in _COUNTS or abs(value) >= 1e4:
         return show_count(value)
     return f"{value:.4g}"

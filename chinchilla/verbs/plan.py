@@ -16,11 +16,14 @@ from chinchilla.config.run import Run
 from chinchilla.config.units import show_bytes, show_count, show_time
 from chinchilla.data.sources import default_cache
 from chinchilla.parallel.measure import cached_measure
-from chinchilla.planning import audit, count, search
+from chinchilla.planning import audit, cost, count, search
+from chinchilla.planning.bounds import told_request
 from chinchilla.planning.interval import Interval, checkpoint_interval
+from chinchilla.planning.latency import answer_time
 from chinchilla.planning.machine import step_time
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
 from chinchilla.training.trainer import VALID_BATCHES
+from chinchilla.verbs import layouts
 from chinchilla.verbs.prepare import Prepared, prepare
 from chinchilla.verbs.probes import PEAK_SHARE, Choice, choose, law_advice
 
@@ -62,10 +65,12 @@ def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
 
     Raises:
         DataError: data that cannot be used.
+        UsageError: money or energy without a price or power to reckon with.
         BudgetError: not even one step fits the budget, or no model fits the limits.
         FaultError: what past runs taught is kept in a damaged file.
     """
     begun = time.perf_counter()
+    run, reckoned = timed(run)
     prepared = prepare(run, tell)
     machine = measured_machine(run, tell)
     learnt = audit.load(default_cache(), machine)
@@ -76,7 +81,22 @@ def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
     choice = choose(run, prepared, machine, draft, time_s, used_bytes(torch.device(machine.device)), tell)
     release_freed_memory()
     made = _assemble(run, prepared, machine, draft, choice, begun)
+    made = made.model_copy(update={"decisions": (*reckoned, *made.decisions)})
     return audit.recalibrated(made, learnt), prepared
+
+
+def timed(run: Run) -> tuple[Run, tuple[Decision, ...]]:
+    """The run with money or energy turned into time, and how that was reckoned.
+
+    Raises:
+        UsageError: the price or the power of this machine is not known.
+    """
+    budget, reckoned = cost.in_time(run.budget, cost.tariff(run.machine, layouts.read(run)))
+    if not reckoned:
+        return run, ()
+    assert budget.time is not None
+    told = Decision(name="budget", value=show_time(budget.time), reason=reckoned)
+    return run.model_copy(update={"budget": budget}), (told,)
 
 
 def measured_machine(run: Run, tell: Tell) -> Machine:
@@ -92,7 +112,7 @@ def _time_budget(run: Run, machine: Machine, begun: float) -> float:
     if run.budget.time is not None:
         spent_s = time.perf_counter() - begun
         if run.budget.time <= spent_s:
-            raise BudgetError(f"budget.time: reading and encoding the data alone took {show_time(spent_s)}: raise it")
+            raise BudgetError(f"budget: reading and encoding the data alone took {show_time(spent_s)}: raise it")
         return run.budget.time - spent_s
     assert run.budget.flops is not None
     return run.budget.flops / (PEAK_SHARE * machine.flops_per_s(machine.fastest_precision()))
@@ -103,7 +123,7 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     fixed = run.train
     flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
     epochs = flops / (6 * search.typical_params(flops)) / prepared.facts.unique_tokens
-    advice = law_advice(run, prepared, flops)
+    advice = law_advice(run, prepared, machine, flops)
     batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else BATCH_TOKENS)
     rate = advice.learning_rate if advice else LEARNING_RATE
     defaults = {
@@ -143,9 +163,11 @@ def _refuse_tiny(time_s: float, prepared: Prepared, machine: Machine, draft: Tra
     batch = facts.batch(draft.batch_tokens / draft.accumulation)
     step_s = step_time(smallest, batch, machine, draft.precision, draft.optimizer, draft.accumulation).estimate()
     if time_s < step_s.p10:
+        fits = f"budget: {show_time(max(time_s, 0))} are left once the data is read"
+        if (flops := prepared.run.budget.flops) is not None:
+            fits = f"budget.flops: {flops:.3g} FLOP take about {time_s:.2g} s here"
         raise BudgetError(
-            f"budget: {show_time(max(time_s, 0))} are left once the data is read, and one step of the smallest model "
-            f"takes about {show_time(step_s.p50)}: raise the budget"
+            f"{fits}, and one step of the smallest model takes about {show_time(step_s.p50)}: raise the budget"
         )
 
 
@@ -163,6 +185,8 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
     tokens = training.steps * tokens_per_step
     spread = step_s.p90 / step_s.p50 - 1
     memory_bytes = _memory(choice, machine)
+    train_time_s = _train_time(training, step_s, pauses)
+    rates = cost.tariff(run.machine, layouts.read(run))
     num_params = count.num_params(shape)
     return Plan(
         task=run.task,
@@ -176,12 +200,14 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
         machine=machine,
         predicted={
             "step_time_s": step_s,
-            "train_time_s": _train_time(training, step_s, pauses),
+            "train_time_s": train_time_s,
             "tokens": Estimate.around(tokens, spread, "tokens", step_s.source),
             "loss": choice.predict_loss(tokens),
             "memory_bytes": memory_bytes,
             "size_bytes": Estimate.around(4 * num_params, 0.01, "bytes", "measured"),
             "flops": Estimate.around(tokens * flops_per_token, spread, "FLOP", step_s.source),
+            "latency_s": answer_time(shape, facts.request, machine).estimate(),
+            **cost.costs(cost.later(train_time_s, elapsed_s), rates),
         },
         decisions=tuple(_decisions(run, prepared, machine, training, choice, saving, tokens, memory_bytes)),
         probes=choice.probes,
@@ -283,9 +309,12 @@ def _decisions(
     often = "the data is seen often" if training.dropout else "too few passes over the data for dropout to pay"
     recompute = "else memory does not suffice" if training.recompute else "activations fit the memory; a third faster"
     norm = "as the recipe says" if run.model.norm else "LayerNorm's kernel is 4× RMSNorm's on CPUs"
+    cut = search.left_out(facts, machine, run.limits, run.model) if choice.probes else ""
+    why = "; ".join(filter(None, (choice.reason, cut)))
+    answer_s = answer_time(shape, facts.request, machine).total_s
     rows = (
         # name, value, key, why
-        ("model", f"{layers} layers of {shape.dim}, {show_count(count.num_params(shape))}", "", choice.reason),
+        ("model", f"{layers} layers of {shape.dim}, {show_count(count.num_params(shape))}", "", why),
         ("norm", shape.norm, "", norm),
         ("vocabulary", f"{facts.vocab_size:,}", "", f"{facts.bytes_per_token:.3g} bytes a token here"),
         ("steps", f"{training.steps:,}", "steps", "what the budget holds at the measured speed"),
@@ -320,6 +349,7 @@ def _decisions(
             saving.reason,
         ),
         ("peak memory", show_bytes(memory_bytes.p50), "", "this process, the model's state, a step's micro-batches"),
+        ("one answer", show_time(answer_s), "", f"{told_request(facts.request)}, alone, in fp32 on this machine"),
     )
     said = {name for name, value in run.train.model_dump().items() if value is not None}
     return [

@@ -172,5 +172,6 @@ def _facts(run: Run, tokenizer: Tokenizer, train: Encoded, row_len: int, split: 
         mean_target_len=target_len,
         max_len=max(source_len, target_len),
         padding=batches.padding,
+        beam_size=run.evaluate.beam_size,
         bytes_per_token=sum(len(text.encode()) for text in sample) / max(1, tokens),
     )

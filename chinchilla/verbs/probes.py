@@ -146,17 +146,17 @@ def _room(run: Run, prepared: Prepared, machine: Machine, draft: Training, proce
     )
 
 
-def law_advice(run: Run, prepared: Prepared, flops: float) -> Advice | None:
+def law_advice(run: Run, prepared: Prepared, machine: Machine, flops: float) -> Advice | None:
     """Learning rate and batch by the Step Law, where the budget is one that a law holds for."""
     if not search.law_holds(flops):
         return None
-    return search.law_plan(flops, prepared.facts, run.model, run.limits).advice
+    return search.law_plan(flops, prepared.facts, run.model, run.limits, machine=machine).advice
 
 
 def _by_law(
     flops: float, run: Run, prepared: Prepared, machine: Machine, draft: Training, process_bytes: int
 ) -> Choice:
-    found = search.law_plan(flops, prepared.facts, run.model, run.limits)
+    found = search.law_plan(flops, prepared.facts, run.model, run.limits, machine=machine)
     batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
     room = _room(run, prepared, machine, draft, process_bytes)
     way = room.way(found.shape)

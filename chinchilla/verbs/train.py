@@ -182,7 +182,8 @@ def _carry_out(
     )
     measured["size_bytes"] = float((folder.model / "model.safetensors").stat().st_size)
     for name, predicted in made.predicted.items():
-        folder.log_prediction(name, predicted, measured[name], predicted.unit)
+        if name in measured:
+            folder.log_prediction(name, predicted, measured[name], predicted.unit)
     _write_results(folder, score, outcome, measured)
     folder.log_event("finished", steps=outcome.steps, train_time_s=outcome.train_time_s)
     return TrainResult(folder.path, score.metrics, made.predicted, measured)

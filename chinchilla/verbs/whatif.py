@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
 from chinchilla.planning import search
+from chinchilla.planning.cost import Tariff, costs, in_time, tariff
 from chinchilla.planning.count import flops_per_token, num_params
+from chinchilla.planning.latency import answer_time
 from chinchilla.planning.laws import BESIROGLU, effective_tokens, law_loss
 from chinchilla.planning.machine import SPREAD, step_time
 from chinchilla.planning.room import Room
 from chinchilla.training.allocator import used_bytes
 from chinchilla.training.workers import worker_count
+from chinchilla.verbs import layouts
 from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE, draft_training, measured_machine
 from chinchilla.verbs.prepare import Prepared, prepare
 from chinchilla.verbs.probes import PEAK_SHARE, PROBE_SHARE
@@ -87,7 +90,9 @@ def whatif(
         for number, text in enumerate(machines):
             machine = measured_machine(run, tell) if text == HERE else _read_machine(Path(text))
             name = ", ".join([settings] + ([text] if len(machines) > 1 else []))
-            cases.append(_case(name, run, prepared, machine, prices[number] if prices else None))
+            rates = tariff(run.machine, layouts.read(run)) if text == HERE else Tariff()
+            rates = replace(rates, price_per_hour=prices[number]) if prices else rates
+            cases.append(_case(name, run, prepared, machine, rates))
     return cases
 
 
@@ -158,21 +163,26 @@ def _read_machine(path: Path) -> Machine:
         ) from None
 
 
-def _case(name: str, run: Run, prepared: Prepared, machine: Machine, price: float | None) -> Case:
+def _case(name: str, run: Run, prepared: Prepared, machine: Machine, rates: Tariff) -> Case:
+    timed = run.model_copy(update={"budget": in_time(run.budget, rates)[0]})
     try:
-        return _predicted(name, run, prepared, machine, price)
+        return _predicted(name, timed, prepared, machine, rates)
     except BudgetError as error:
         return Case(name, f"cannot be met: {error}", None, None, {})
 
 
-def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, price: float | None) -> Case:
+def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, rates: Tariff) -> Case:
     peak = PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
     time_s = run.budget.time or (run.budget.flops or 0) / peak
     flops = run.budget.flops or time_s * peak
     by_law = search.law_holds(flops)
     draft = draft_training(run, machine, prepared, time_s)
     room = _room(run, prepared, machine, draft)
-    shape = _by_law(flops, run, prepared, room) if by_law else _by_rule(flops, time_s, run, prepared, machine, room)
+    shape = (
+        _by_law(flops, run, prepared, machine, room)
+        if by_law
+        else _by_rule(flops, time_s, run, prepared, machine, room)
+    )
     step_s = step_time(shape, room.batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
     step_tokens = room.batch.loss_rows * draft.accumulation
     token_flops = flops_per_token(shape, room.batch)
@@ -182,9 +192,9 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, price:
         "loss": _loss(shape, training.steps * step_tokens, prepared, by_law),
         "memory_bytes": _memory(shape, room, machine),
         "size_bytes": Estimate.around(4 * num_params(shape), 0.01, "bytes", "measured"),
+        "latency_s": answer_time(shape, prepared.facts.request, machine).estimate(),
     }
-    if price is not None:
-        predicted["money"] = _money(predicted["time_s"], price)
+    predicted |= costs(predicted["time_s"], rates)
     basis = f"{BESIROGLU.name} law" if by_law else "rules of thumb for small runs"
     fits = "" if room.way(shape) is not None else "; does not fit its memory"
     return Case(
@@ -214,12 +224,6 @@ def _loss(shape: Shape, tokens: float, prepared: Prepared, by_law: bool) -> Esti
     return small_loss(prepared.facts.task, shape.vocab_size, tokens, unique)
 
 
-def _money(time_s: Estimate, price: float) -> Estimate:
-    """What the time costs at a price an hour, in the price's currency."""
-    p10, p50, p90 = (value * price / 3600 for value in (time_s.p10, time_s.p50, time_s.p90))
-    return Estimate(p10=p10, p50=p50, p90=p90, unit="money", source=time_s.source)
-
-
 def _useful(by_law: bool) -> float:
     """Share of the time that steps take: validations, checkpoints and probes take the rest."""
     return 1 - EVAL_SHARE - CHECKPOINT_SHARE - (0.0 if by_law else PROBE_SHARE)
@@ -236,9 +240,9 @@ def _steps(run: Run, step_s: float, step_flops: float, by_law: bool) -> int:
     return steps
 
 
-def _by_law(flops: float, run: Run, prepared: Prepared, room: Room) -> Shape:
+def _by_law(flops: float, run: Run, prepared: Prepared, machine: Machine, room: Room) -> Shape:
     """The law's shape; one too large for the machine stands, unless the recipe limits the memory."""
-    shape = search.law_plan(flops, prepared.facts, run.model, run.limits).shape
+    shape = search.law_plan(flops, prepared.facts, run.model, run.limits, machine=machine).shape
     if run.limits.memory is not None and room.way(shape) is None:
         raise search.too_little(shape, run.limits, room)
     return shape

@@ -43,7 +43,7 @@ def test_more_time_buys_more_tokens_and_no_more_loss(compare):
     assert (first["name"], second["name"]) == ("as given", "budget.time=1h")
     for case in (first, second):
         assert set(case["predicted"]) == {
-            "step_time_s", "time_s", "tokens", "flops", "loss", "memory_bytes", "size_bytes"
+            "step_time_s", "time_s", "tokens", "flops", "loss", "memory_bytes", "size_bytes", "latency_s"
         }  # fmt: skip
         for estimate in case["predicted"].values():
             Estimate.model_validate(estimate)

@@ -1,0 +1,235 @@
+"""The time of one answer: against the real engine in order of magnitude, and how it grows."""
+
+import time
+from statistics import median
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chinchilla.config.errors import BudgetError, UsageError
+from chinchilla.config.machine import Machine, MatmulRate
+from chinchilla.config.run import Limits, Model
+from chinchilla.config.shape import Shape
+from chinchilla.models.generate import Sampling, complete, translate
+from chinchilla.models.transformer import Transformer
+from chinchilla.parallel import measure
+from chinchilla.planning.bounds import bounds, unfit
+from chinchilla.planning.count import num_params
+from chinchilla.planning.latency import Request, answer_time
+from chinchilla.planning.room import Room
+from chinchilla.planning.search import Facts, build, candidates, law_plan, left_out
+
+MACHINE = Machine(
+    name="a processor", device="cpu", threads=2, memory_bytes=8 * 10**9, torch_version="2",
+    measured_at="2026-01-01T00:00:00+00:00", noise=0.1, bytes_per_s=1e10, op_overhead_s=5e-6, has_compiler=True,
+    matmul=tuple(
+        MatmulRate(m=2048, k=256, n=1024, precision=precision, flops_per_s=rate)
+        for precision, rate in (("fp32", 1e11), ("bf16", 5e11))
+    ),
+)  # fmt: skip
+HELP = Facts(
+    task="translate", vocab_size=8000, unique_tokens=900_000, num_examples=30_000, mean_source_len=100,
+    mean_target_len=120, max_len=128, bytes_per_token=3.5,
+)  # fmt: skip
+WEB = Facts(
+    task="generate", vocab_size=32_000, unique_tokens=10**12, num_examples=10**9, mean_source_len=0,
+    mean_target_len=1024, max_len=1024, bytes_per_token=4.2,
+)  # fmt: skip
+ROOM = Room(8 * 10**9, HELP.batch(4096), "fp32", "muon")
+
+
+def shape(dim: int, layers: int, vocab_size: int = 8000, encoder: bool = True, heads: int = 4) -> Shape:
+    return Shape(
+        vocab_size=vocab_size, dim=dim, num_heads=heads, num_kv_heads=heads, head_dim=dim // heads, ffn_dim=4 * dim,
+        num_encoder_layers=layers if encoder else 0, num_decoder_layers=layers, norm="layer",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def here() -> Machine:
+    """This machine on one thread, by CPU time."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        clock = SimpleNamespace(perf_counter=time.process_time, process_time=time.process_time)
+        patch.setattr(measure, "time", clock)
+        torch.set_num_threads(1)
+        left, right = torch.randn(512, 256), torch.randn(1024, 256)
+        product_s = cpu_time(lambda: left @ right.t(), 9)
+        known = {"op_overhead_s": measure.op_overhead("cpu"), "bytes_per_s": measure.bandwidth("cpu")}
+    torch.set_num_threads(threads)
+    rate = MatmulRate(m=512, k=256, n=1024, precision="fp32", flops_per_s=2 * 512 * 256 * 1024 / product_s)
+    return MACHINE.model_copy(update=known | {"threads": 1, "matmul": (rate,)})
+
+
+def cpu_time(call, repeats=3):
+    call()
+    times = []
+    for _ in range(repeats):
+        begun = time.process_time()
+        call()
+        times.append(time.process_time() - begun)
+    return median(times)
+
+
+@pytest.mark.parametrize(
+    ("built", "request_"),
+    [
+        (shape(64, 1, 500), Request(8, 8)),
+        (shape(256, 3), Request(20, 12, 4)),
+        (shape(512, 4, 16_000), Request(12, 8)),
+        (shape(256, 4, encoder=False), Request(32, 16)),
+    ],
+    ids=["smallest", "beams", "wide", "completion"],
+)
+def test_an_answer_takes_about_as_long_as_the_engine_does(built, request_, here):
+    """Within a factor of three on any machine; bench/latency_model.py has the errors on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = Transformer(built).eval()
+    prompt = torch.randint(4, built.vocab_size, (1, request_.prompt_len))
+    if built.num_encoder_layers:
+        answers = translate(model, prompt, None, [request_.new_tokens], request_.beam_size)
+        measured_s = cpu_time(lambda: translate(model, prompt, None, [request_.new_tokens], request_.beam_size))
+    else:
+        asked = Sampling(request_.new_tokens)
+        answers = [complete(model, prompt[0].tolist(), asked, frozenset())]
+        measured_s = cpu_time(lambda: complete(model, prompt[0].tolist(), asked, frozenset()))
+    torch.set_num_threads(threads)
+    assert len(answers[0]) >= request_.new_tokens - 1  # else the two are not of one length
+    predicted_s = answer_time(built, request_, here).total_s
+    assert 1 / 3 < predicted_s / measured_s < 3, (predicted_s, measured_s)
+
+
+DIMS, DEPTHS, LENGTHS = st.sampled_from([64, 128, 256, 512]), st.integers(1, 12), st.integers(1, 200)
+
+
+@settings(max_examples=40)
+@given(DIMS, DEPTHS, LENGTHS, LENGTHS, st.integers(1, 8), st.booleans())
+def test_more_of_anything_takes_longer(dim: int, layers: int, prompt: int, new: int, beams: int, encoder: bool) -> None:
+    def took(dim: int, layers: int, prompt: int, new: int, beams: int, vocab_size: int = 8000) -> float:
+        return answer_time(shape(dim, layers, vocab_size, encoder), Request(prompt, new, beams), MACHINE).total_s
+
+    base = took(dim, layers, prompt, new, beams)
+    assert base > 0
+    for more in ((2 * dim, layers, prompt, new, beams), (dim, layers + 1, prompt, new, beams),
+                 (dim, layers, prompt + 50, new, beams), (dim, layers, prompt, new + 50, beams),
+                 (dim, layers, prompt, new, beams + 1), (dim, layers, prompt, new, beams, 16_000)):  # fmt: skip
+        assert took(*more) > base
+
+
+def test_a_machine_twice_as_good_answers_in_half_the_time() -> None:
+    rates = tuple(rate.model_copy(update={"flops_per_s": 2 * rate.flops_per_s}) for rate in MACHINE.matmul)
+    changes = {"matmul": rates, "bytes_per_s": 2 * MACHINE.bytes_per_s, "op_overhead_s": MACHINE.op_overhead_s / 2}
+    slow, fast = (
+        answer_time(shape(256, 3), Request(20, 20, 4), machine).total_s
+        for machine in (MACHINE, MACHINE.model_copy(update=changes))
+    )
+    assert slow == pytest.approx(2 * fast)
+
+
+def test_the_parts_make_the_whole() -> None:
+    answer = answer_time(shape(256, 3), Request(20, 30), MACHINE)
+    assert answer.total_s == answer.prompt_s + 30 * answer.token_s
+    assert answer.estimate().p50 == answer.total_s
+    assert answer.estimate().source == "guess"
+
+
+def test_time_grows_evenly_with_depth() -> None:
+    """What finding the deepest shape within a limit rests on."""
+    one, two, ten = (answer_time(shape(256, n), Request(20, 20, 4), MACHINE).total_s for n in (1, 2, 10))
+    assert ten == pytest.approx(one + 9 * (two - one))
+
+
+@pytest.mark.parametrize("request_", [Request(0, 5), Request(5, 0), Request(5, 5, 0), Request(600, 5), Request(5, 600)])
+def test_a_request_that_cannot_be(request_: Request) -> None:
+    with pytest.raises(UsageError):
+        answer_time(shape(64, 1), request_, MACHINE)
+
+
+def test_an_encoder_has_no_answers() -> None:
+    with pytest.raises(UsageError, match="encoder alone"):
+        answer_time(shape(64, 1).model_copy(update={"num_decoder_layers": 0}), Request(5, 5), MACHINE)
+
+
+def test_a_typical_request_is_a_mean_example() -> None:
+    assert HELP.request == Request(25, 30, 4)
+    assert WEB.request == Request(16, 100)
+    short = WEB.model_copy(update={"max_len": 20})
+    assert short.request.prompt_len + short.request.new_tokens <= 20
+
+
+def tried(limits: Limits, fixed: Model | None = None) -> list[Shape]:
+    return candidates(HELP, MACHINE, limits, fixed or Model(), 3600, ROOM)
+
+
+def test_a_limit_on_latency_keeps_out_what_is_slower() -> None:
+    free = tried(Limits())
+    middle = sorted(answer_time(each, HELP.request, MACHINE).total_s for each in free)[len(free) // 2]
+    held = tried(Limits(latency=middle))
+    assert held == [each for each in free if answer_time(each, HELP.request, MACHINE).total_s <= middle]
+    assert left_out(HELP, MACHINE, Limits(), Model()) == ""
+    told = left_out(HELP, MACHINE, Limits(latency=middle), Model())
+    assert told.startswith(f"limits.latency {middle:.3g} s rules out ")
+
+
+def nearest(error: BudgetError) -> float:
+    return float(str(error).split("takes about ")[1].split()[0])
+
+
+@given(st.floats(1e-9, 0.02))
+@settings(max_examples=20, deadline=None)
+def test_what_is_named_as_nearest_can_be_met_and_nothing_below_it_can(latency: float) -> None:
+    try:
+        tried(Limits(latency=latency))
+    except BudgetError as error:
+        named = nearest(error)
+        assert "2+2 layers of 128" in str(error)
+        assert tried(Limits(latency=named))
+        with pytest.raises(BudgetError):
+            tried(Limits(latency=named * 0.99))
+    else:
+        assert latency > answer_time(build(HELP, Model(), 128, 2, 2), HELP.request, MACHINE).total_s
+
+
+def test_below_the_time_of_one_token_the_message_says_what_a_token_takes() -> None:
+    with pytest.raises(
+        BudgetError, match=r"limits\.latency is 1e-06 s.* a token: raise it to that, set evaluate\.beam"
+    ):
+        tried(Limits(latency=1e-6))
+
+
+def test_limits_that_only_together_cannot_be_met_name_what_the_other_leaves() -> None:
+    wide = Model(num_encoder_layers=1, num_decoder_layers=1)
+    ladder = [build(HELP, wide, dim, 1, 1) for dim in (128, 256, 384)]
+    # Size asks for the smallest; a machine that reads fast but calls slowly makes no difference: bound both anew.
+    size, fast = 4 * num_params(ladder[0]) + 1, answer_time(ladder[0], HELP.request, MACHINE).total_s * 0.9
+    held_to = bounds(HELP.request, MACHINE, Limits(size=size, latency=fast))
+    assert not any(all(bound.holds(each) for bound in held_to) for each in ladder)
+    error = unfit(ladder, held_to)
+    assert "that may be built" in str(error)  # the latency alone is out of reach
+    deep = [build(HELP, wide, 64, 12, 12), build(HELP, wide, 384, 1, 1)]
+    smaller, quicker = sorted(deep, key=num_params)
+    assert answer_time(quicker, HELP.request, MACHINE).total_s < answer_time(smaller, HELP.request, MACHINE).total_s
+    limits = Limits(size=4 * num_params(smaller), latency=answer_time(quicker, HELP.request, MACHINE).total_s)
+    error = unfit(deep, bounds(HELP.request, MACHINE, limits))
+    assert "the fastest model within limits.size (12+12 layers of 64" in str(error)
+    assert nearest(error) == pytest.approx(answer_time(smaller, HELP.request, MACHINE).total_s, rel=0.01)
+
+
+def test_the_laws_plan_is_the_largest_model_that_answers_in_time() -> None:
+    free = law_plan(1e20, WEB, Model(), Limits(), machine=MACHINE)
+    whole_s = answer_time(free.shape, WEB.request, MACHINE).total_s
+    held = law_plan(1e20, WEB, Model(), Limits(latency=whole_s / 3), machine=MACHINE)
+    took_s = answer_time(held.shape, WEB.request, MACHINE).total_s
+    assert whole_s / 4 < took_s <= whole_s / 3
+    assert num_params(held.shape) < num_params(free.shape)
+    assert held.tokens > free.tokens
+    assert "within limits.latency" in held.decisions[0].reason
+    with pytest.raises(BudgetError, match=r"limits\.latency is 0\.001 s, and the fastest model that may be built"):
+        law_plan(1e20, WEB, Model(), Limits(latency=0.001), machine=MACHINE)
+    with pytest.raises(UsageError, match=r"limits\.latency"):
+        law_plan(1e20, WEB, Model(), Limits(latency=1.0))

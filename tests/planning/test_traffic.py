@@ -1,0 +1,125 @@
+"""Traffic against every operator that PyTorch runs: bytes of what each takes and gives."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from chinchilla.config.shape import Shape
+from chinchilla.models.transformer import Transformer
+from chinchilla.planning.count import Batch, flops, num_params
+from chinchilla.planning.traffic import Traffic, decoding_traffic, step_traffic
+
+SHAPE = Shape(
+    vocab_size=200, dim=64, num_heads=4, num_kv_heads=4, head_dim=16, ffn_dim=256, num_decoder_layers=3, norm="layer",
+    max_len=256,
+)  # fmt: skip
+IN_CACHE = ("sub_", "scatter_add_", "exp_", "gather", "amax", "fill_", "random_", "mean")
+"""What the loss does to chunks of chances."""
+
+
+class Moved(TorchDispatchMode):
+    """Bytes of the operands and results of every operator that is no view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        taken = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)]
+        given = [tensor for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)]
+        name = function.name().split("::")[1].split(".")[0]
+        places = {tensor.untyped_storage().data_ptr() for tensor in taken}
+        view = all(tensor.untyped_storage().data_ptr() in places for tensor in given)
+        if not name.startswith(("empty", "new_empty", "detach")) and (not view or name.endswith("_")):
+            self.sizes[name] += sum(tensor.numel() * tensor.element_size() for tensor in taken + given)
+        return made
+
+
+def measured(shape: Shape, batch: Batch, precision: str) -> Counter[str]:
+    model = Transformer(shape)
+    source = torch.randint(3, 200, (batch.size, batch.source_len)) if shape.num_encoder_layers else None
+    target = torch.randint(3, 200, (batch.size, batch.target_len))
+    labels = target.clone()
+    labels.view(-1)[batch.loss_rows :] = -100
+    with Moved() as moved, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = model.head.loss(model(source, target).hidden, labels, 0.1)[0]
+    with moved:
+        torch.autograd.grad(loss, list(model.parameters()))
+    return moved.sizes
+
+
+def sizes(found: list[Traffic]) -> dict[str, int]:
+    return {each.operator: each.size_bytes for each in found}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"norm": "rms"},
+        {"attention": "gated", "activation": "swiglu"},
+        {"position": "learned", "num_kv_heads": 2, "activation": "gelu", "norm_order": "post"},
+        {"num_encoder_layers": 2},
+    ],
+    ids=str,
+)
+def test_a_step_moves_what_its_operators_do(variant: dict[str, object], precision: str) -> None:
+    shape = SHAPE.model_copy(update=variant)
+    batch = Batch(4, 200 if shape.num_encoder_layers else 0, 200, labelled=128)
+    seen = measured(shape, batch, precision)
+    counted = sizes(step_traffic(shape, batch, precision, "adamw"))
+    whole = sum(size for name, size in seen.items() if name not in IN_CACHE)
+    assert sum(counted.values()) - counted["optimizer"] == pytest.approx(whole, rel=0.07)
+    if precision == "fp32":
+        fused = sum(size for name, size in seen.items() if "flash" in name)
+        assert counted["attention"] == pytest.approx(fused, rel=0.03)
+    if shape.norm == "layer":
+        norms = sum(size for name, size in seen.items() if "layer_norm" in name)
+        assert counted["norm"] == pytest.approx(norms, rel=0.04)
+
+
+def test_products_move_their_factors_and_results() -> None:
+    batch = Batch(4, 0, 200, labelled=128)
+    counted = sizes(step_traffic(SHAPE, batch, "fp32", "adamw"))
+    products = sum(counted[name] for name in ("qkv", "out", "up", "down"))
+    head = 3 * 4 * (128 * 64 + 64 * 200 + 128 * 200)
+    assert products + head == measured(SHAPE, batch, "fp32")["mm"]
+
+
+def test_flops_are_those_of_the_matmul_convention() -> None:
+    batch = Batch(4, 0, 200)
+    found = step_traffic(SHAPE, batch, "bf16", "adamw", accumulation=3)
+    assert sum(each.flops for each in found) == 3 * flops(SHAPE, batch).step
+    muon = step_traffic(SHAPE, batch, "bf16", "muon", accumulation=3)
+    assert sum(each.flops for each in muon) > sum(each.flops for each in found)
+
+
+def test_products_are_denser_than_all_else() -> None:
+    found = step_traffic(SHAPE.model_copy(update={"dim": 512, "ffn_dim": 2048}), Batch(8, 0, 200), "fp32", "muon")
+    intensity = {each.operator: each.intensity for each in found}
+    assert min(intensity["qkv"], intensity["up"], intensity["down"]) > 50
+    assert intensity["norm"] == intensity["activation"] == intensity["residual"] == 0
+
+
+def test_a_decoding_step_reads_the_weights_once_and_the_cache_for_each_row() -> None:
+    shape = SHAPE.model_copy(update={"tied_embeddings": False, "num_kv_heads": 2})
+    one, many = (sum(sizes(decoding_traffic(shape, rows, 100)).values()) for rows in (1, 16))
+    matrices = 4 * (num_params(shape) - shape.vocab_size * shape.dim - 7 * 2 * shape.dim)
+    cache = 2 * 4 * shape.num_decoder_layers * 2 * 16 * 101
+    assert one > matrices + cache
+    assert many - one == pytest.approx(15 * (one - matrices), rel=0.001)
+    assert one - matrices < 1.6 * cache
+
+
+def test_intensity_of_decoding_grows_with_the_batch() -> None:
+    for shape in (SHAPE, SHAPE.model_copy(update={"num_encoder_layers": 2})):
+        few, many = (decoding_traffic(shape, rows, 10, source_len=10, number_bytes=2) for rows in (1, 32))
+        dense = [sum(e.flops for e in found) / sum(e.size_bytes for e in found) for found in (few, many)]
+        assert dense[1] > 10 * dense[0]
+        assert sum(e.flops for e in many) == 32 * sum(e.flops for e in few)

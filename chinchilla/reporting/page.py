@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from chinchilla.config.units import show_count
 from chinchilla.reporting import curves, tables
 from chinchilla.reporting.canvas import PALETTE
+from chinchilla.reporting.plan_plots import plan_batch, plan_charts
 from chinchilla.reporting.record import Compression, Record, Sample
 from chinchilla.reporting.values import label, metric, quantity, seconds, span
 
@@ -41,6 +42,16 @@ class Chart(NamedTuple):
 
 def render(record: Record) -> str:
     """The report as HTML. Every text from the run is escaped; only the charts go in as they are."""
+    parts = _head(record) | _plan(record) | _outcome(record) | _compression(record) | _rest(record)
+    return _page("report.html", record=record, **parts)
+
+
+def sheet(title: str, lead: str, drawn: Sequence[tuple[str, str, str]]) -> str:
+    """A page of charts alone, each with title and caption, in the report's style."""
+    return _page("sheet.html", title=title, lead=lead, charts=_charts(*drawn))
+
+
+def _page(template: str, **parts: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -48,15 +59,16 @@ def render(record: Record) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    parts = _head(record) | _plan(record) | _outcome(record) | _compression(record) | _rest(record)
-    text = environment.get_template("report.html").render(record=record, palette=PALETTE, **parts)
+    text = environment.get_template(template).render(palette=PALETTE, **parts)
     # JSON can spell half a surrogate pair, which UTF-8 cannot hold.
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _head(record: Record) -> dict[str, Any]:
     quoted = shlex.quote(str(record.path))
-    return {"task": TASKS[record.plan.task], "lead": _lead(record), "cards": list(_cards(record)), "quoted": quoted}
+    task = TASKS[record.plan.task]
+    title = f"{record.name}: {task}"
+    return {"title": title, "task": task, "lead": _lead(record), "cards": list(_cards(record)), "quoted": quoted}
 
 
 def _plan(record: Record) -> dict[str, Any]:
@@ -69,6 +81,7 @@ def _plan(record: Record) -> dict[str, Any]:
         "probes": tables.probe_rows(plan.probes),
         "probe_head": tables.PROBE_HEAD,
         "probe_charts": _charts(("Probe runs", curves.probe_chart(plan.probes, plan.shape), "Blue: the chosen shape.")),
+        "reckoning": _charts(*plan_charts(plan, plan_batch(plan))),
     }
 
 

@@ -304,11 +304,12 @@ def measure(
     refresh: Annotated[bool, typer.Option(help="measure anew even if a measurement is kept")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what this machine can do a second; kept for the planner."""
-    from chinchilla.reporting.tables import machine_table, show
+    """Measure what this machine can do a second and how long its training steps take; kept for the planner."""
+    from chinchilla.reporting.machine_tables import machine_table
+    from chinchilla.reporting.tables import show
     from chinchilla.verbs.measure import measure as measure_machine
 
-    machine = measure_machine(refresh)
+    machine = measure_machine(refresh, _tell)
     show(machine_table(machine), sys.stderr if as_json else sys.stdout)
     if as_json:
         _out(machine.model_dump_json())

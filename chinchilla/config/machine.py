@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from chinchilla.config.estimate import Estimate
 from chinchilla.config.frozen import Frozen
 
 Precision = Literal["fp32", "bf16"]
@@ -17,10 +18,47 @@ class MatmulRate(Frozen):
     flops_per_s: float
 
 
+class StepTerm(Frozen):
+    """One kind of work in a training step, and the seconds that a unit of it takes."""
+
+    kind: str
+    unit: str
+    unit_s: float
+
+
+class Calibration(Frozen):
+    """What real training steps of small models took, in one precision: `planning.step_model`.
+
+    `spread` and `update_spread` are how far off eight of ten models were that the fit had not seen. `clock` says what
+    a second is: the processor's where one thread works, else the wall's; `waiting` is wall seconds a clock second.
+    `noise` is the median relative spread of one model's repeats, `most_params` the largest model's parameters.
+    """
+
+    precision: Precision
+    gradients: tuple[StepTerm, ...]
+    update: tuple[StepTerm, ...]
+    spread: float
+    update_spread: float
+    clock: Literal["cpu", "wall"]
+    waiting: float
+    noise: float
+    num_models: int
+    most_params: int
+    measured_at: str
+
+
+class Power(Frozen):
+    """Watts drawn at work: read from the processor's counters (`rapl`), from a GPU's (`nvml`), or `declared`."""
+
+    watts: Estimate
+    how: Literal["rapl", "nvml", "declared"]
+
+
 class Machine(Frozen):
     """One node, measured by `chinchilla measure`.
 
-    `noise` is the relative spread (p90 / p10 - 1) seen while repeating one fixed product.
+    `noise` is the relative spread (p90 / p10 - 1) seen while repeating one fixed product. What stands after
+    `has_compiler` takes a minute more, and is absent where only a plan has measured.
     """
 
     name: str
@@ -35,6 +73,14 @@ class Machine(Frozen):
     op_overhead_s: float
     has_compiler: bool
     """Whether a C++ compiler is there, which `torch.compile` needs on a CPU."""
+    calibration: tuple[Calibration, ...] = ()
+    compile_time_s: float | None = None
+    """Seconds to compile one small block, forward and backward, with nothing kept from before."""
+    power: Power | None = None
+
+    def calibrated(self, precision: Precision) -> Calibration | None:
+        """What was fitted to real steps in that precision, if it was."""
+        return next((each for each in self.calibration if each.precision == precision), None)
 
     def flops_per_s(self, precision: Precision) -> float:
         """The best measured matmul rate in `precision`: the machine's peak as this project uses the word."""

@@ -84,22 +84,32 @@ def measure(shapes: Sequence[Product] | None = None, device: str = "cpu", thread
         )
 
 
-def cached_measure(folder: Path, *, refresh: bool = False, device: str = "cpu", threads: int | None = None) -> Machine:
+def cached_measure(
+    folder: Path,
+    *,
+    refresh: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    extend: Callable[[Machine], Machine] | None = None,
+) -> Machine:
     """The machine as measured before, from a file in `folder`, or measured now.
 
     Measured anew when `refresh` is set, when nothing readable is there for this processor, thread count and torch
-    version, or when it is more than 30 days old.
+    version, or when it is more than 30 days old. `extend` adds what takes longer, where it isn't there yet: a
+    machine without power has not been extended.
     """
     path = folder / f"machine-{_key(device, threads)}.json"
     known = None if refresh else _read(path)
     if known is not None:
         log.info("machine as measured on %s (%s)", known.measured_at[:10], path)
-        return known
-    machine = measure(device=device, threads=threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(machine.model_dump_json(indent=1), encoding="utf-8")
-    temporary.replace(path)
+    machine = known or measure(device=device, threads=threads)
+    if extend is not None and machine.power is None:
+        with _threads(threads):
+            machine = extend(machine)
+    if machine is not known:
+        _write(machine, path)
+    if not machine.calibration:
+        log.info("step times by the roofline, a guess, until `chinchilla measure` has fitted real steps")
     return machine
 
 
@@ -220,6 +230,13 @@ def _threads(count: int | None) -> Iterator[None]:
 def _key(device: str, threads: int | None) -> str:
     parts = (device, device_name(device), str(threads or torch.get_num_threads()), torch.__version__)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _write(machine: Machine, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(machine.model_dump_json(indent=1), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _read(path: Path) -> Machine | None:

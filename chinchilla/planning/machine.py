@@ -1,7 +1,8 @@
-"""How long a training step takes on a measured machine: a roofline over its products, traffic and operators.
+"""How long a training step takes on a measured machine.
 
-Its terms rest on measured rates, its coefficients are rules of thumb, so its answer is a guess with a wide spread, good
-for choosing what to probe. A probe run measures the step itself.
+Where `chinchilla measure` has fitted real steps (`step_model`), by that fit, with the errors it made on steps it had
+not seen. Else by a roofline over products, traffic and operators: its terms rest on measured rates, its coefficients
+are rules of thumb, so its answer is a guess with a wide spread, good for choosing what to probe.
 """
 
 import math
@@ -9,13 +10,15 @@ from dataclasses import dataclass
 from math import prod
 
 from chinchilla.config.errors import BudgetError
-from chinchilla.config.estimate import Estimate
-from chinchilla.config.machine import Machine, Precision
+from chinchilla.config.estimate import Estimate, Source
+from chinchilla.config.machine import Calibration, Machine, Precision, StepTerm
 from chinchilla.config.plan import OptimizerKind
 from chinchilla.config.shape import Shape
 from chinchilla.planning.activations import saved_bytes
-from chinchilla.planning.count import Batch, Product, parameters, products
+from chinchilla.planning.count import Batch, Product, num_params, parameters, products
 from chinchilla.planning.memory import takes_muon
+from chinchilla.planning.step_model import gradient_work, update_work
+from chinchilla.planning.step_model import newton_schulz_flops as newton_schulz_flops
 
 SPREAD = 0.5
 """Relative spread of a step time from this roofline."""
@@ -45,18 +48,25 @@ ADAMW_PASSES = 10.0
 MUON_PASSES = 6.0
 """Times that an optimizer's step crosses a parameter's four bytes."""
 
-NEWTON_SCHULZ_STEPS = 5
+FARTHEST = 4.0
+"""Times the parameters of the largest model that a fit has seen: what is larger is a guess again."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step, by what they are spent on."""
+    """Seconds of one optimizer step, by what they are spent on; `waiting` is wall seconds for each of them.
+
+    `source` is `measured` by a fit to real steps of models like this one, else `guess`.
+    """
 
     products_s: float
     attention_s: float
     traffic_s: float
     overhead_s: float
     optimizer_s: float
+    spread: float = SPREAD
+    source: Source = "guess"
+    waiting: float = 1.0
 
     @property
     def total_s(self) -> float:
@@ -64,8 +74,9 @@ class StepTime:
         return self.products_s + self.attention_s + self.traffic_s + self.overhead_s + self.optimizer_s
 
     def estimate(self) -> Estimate:
-        """The total with its spread."""
-        return Estimate.around(self.total_s, SPREAD, "s", "guess")
+        """The total with its spread; p90 also holds the waiting for a busy processor that was seen."""
+        around = Estimate.around(self.total_s, self.spread, "s", self.source)
+        return around.model_copy(update={"p90": around.p90 * max(1.0, self.waiting)})
 
 
 def matmul_rate(machine: Machine, m: int, k: int, n: int, precision: Precision) -> float:
@@ -100,6 +111,48 @@ def step_time(
     accumulation: int = 1,
 ) -> StepTime:
     """Time of one optimizer step over `accumulation` micro-batches like `batch`, eager, on `machine`."""
+    known = machine.calibrated(precision)
+    if known is not None:
+        return _fitted(shape, batch, known, precision, optimizer, accumulation)
+    return _roofline(shape, batch, machine, precision, optimizer, accumulation)
+
+
+def covers(known: Calibration, shape: Shape) -> bool:
+    """Whether a shape is like those that were timed: attention is plain, and it is not too much larger."""
+    return shape.attention != "block" and num_params(shape) <= FARTHEST * known.most_params
+
+
+def _fitted(
+    shape: Shape, batch: Batch, known: Calibration, precision: Precision, optimizer: OptimizerKind, accumulation: int
+) -> StepTime:
+    gradients = _terms_s(known.gradients, gradient_work(shape, batch, precision))
+    update_s = sum(_terms_s(known.update, update_work(shape, optimizer)).values())
+    spread = _joined_spread(known, accumulation * sum(gradients.values()), update_s)
+    seen = covers(known, shape)
+    return StepTime(
+        products_s=accumulation * (gradients["products"] + gradients["logits"]),
+        attention_s=accumulation * gradients["attention"],
+        traffic_s=accumulation * (gradients["elementwise"] + gradients["cross-entropy"] + gradients["matrices"]),
+        overhead_s=accumulation * gradients["operators"],
+        optimizer_s=update_s,
+        spread=spread if seen else max(SPREAD, spread),
+        source="measured" if seen else "guess",
+        waiting=known.waiting,
+    )
+
+
+def _terms_s(terms: tuple[StepTerm, ...], work: dict[str, float]) -> dict[str, float]:
+    return {term.kind: term.unit_s * work[term.kind] for term in terms}
+
+
+def _joined_spread(known: Calibration, gradients_s: float, update_s: float) -> float:
+    """Relative spread of the sum; what is off in one is thought to be off in the other too."""
+    return (known.spread * gradients_s + known.update_spread * update_s) / (gradients_s + update_s)
+
+
+def _roofline(
+    shape: Shape, batch: Batch, machine: Machine, precision: Precision, optimizer: OptimizerKind, accumulation: int
+) -> StepTime:
     work = products(shape, batch)
     attention = [product for product in work if product.name.endswith(("scores", "values"))]
     plain = [product for product in work if not product.name.endswith(("scores", "values"))]
@@ -124,12 +177,6 @@ def optimizer_time(shape: Shape, machine: Machine, optimizer: OptimizerKind) -> 
     traffic = 4 * (ADAMW_PASSES * adamw_numbers + MUON_PASSES * muon_numbers)
     overhead = OPS_A_MUON_MATRIX * len(muon) * machine.op_overhead_s
     return traffic / machine.bytes_per_s + overhead + sum(_newton_schulz_s(sizes, machine) for sizes in muon)
-
-
-def newton_schulz_flops(rows: int, columns: int) -> int:
-    """FLOPs that Muon spends on one matrix a step: five times X·Xᵀ, its square, and their product with X."""
-    short, long = sorted((rows, columns))
-    return NEWTON_SCHULZ_STEPS * (4 * short * short * long + 2 * short**3)
 
 
 def _newton_schulz_s(sizes: tuple[int, ...], machine: Machine) -> float:

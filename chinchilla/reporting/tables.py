@@ -11,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from chinchilla.config.estimate import Estimate
-from chinchilla.config.machine import Machine
 from chinchilla.config.plan import Plan, Probe
 from chinchilla.config.shape import Shape
-from chinchilla.config.units import show_bytes, show_count
+from chinchilla.config.units import show_count
 from chinchilla.reporting.values import NONE, clean, interval, label, metric, quantity, seconds, typewriter
 
 Rows = list[tuple[str, ...]]
@@ -131,27 +130,6 @@ def verification_table(checks: Sequence[tuple[str, bool, str]]) -> Table:
     """What was looked at in a run folder: its name, whether it is well, and what was found."""
     rows: Rows = [(name, "ok" if ok else "WRONG", found) for name, ok, found in checks]
     return _table("Verification", VERIFICATION_HEAD, rows, left=(0, 1, 2))
-
-
-def machine_table(machine: Machine) -> Group:
-    """What a machine can do, for a terminal."""
-    facts: Rows = [
-        ("processor", machine.name),
-        ("device, threads", f"{machine.device}, {machine.threads}"),
-        ("memory", show_bytes(machine.memory_bytes)),
-        ("memory bandwidth", f"{machine.bytes_per_s / 1e9:.3g} GB/s"),
-        ("one operator", f"{machine.op_overhead_s * 1e6:.3g} us"),
-        ("noise seen", f"{machine.noise:.0%}"),
-        ("C++ compiler", "yes" if machine.has_compiler else "no"),
-        ("measured", f"{machine.measured_at}, torch {machine.torch_version}"),
-    ]
-    rates: Rows = [
-        (f"{rate.m} x {rate.k} x {rate.n}", rate.precision, f"{rate.flops_per_s / 1e9:.0f}") for rate in machine.matmul
-    ]
-    return Group(
-        _table("Machine", ("", "measured"), facts, left=(0, 1)),
-        _table("Matrix products", ("m x k x n", "precision", "GFLOP/s"), rates, left=(0, 1)),
-    )
 
 
 def _table(title: str, head: Sequence[str], rows: Rows, left: Sequence[int]) -> Table:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from chinchilla.config.machine import Machine, MatmulRate
+from chinchilla.config.estimate import Estimate
+from chinchilla.config.machine import Machine, MatmulRate, Power
 from chinchilla.parallel import measure as room
 from chinchilla.parallel.measure import (
     bandwidth,
@@ -188,10 +189,37 @@ def test_a_damaged_file_is_said_and_replaced(
     assert Machine.model_validate_json(kept.read_text()) == machine
 
 
+def test_what_a_plan_has_measured_is_extended_once_and_kept(
+    tmp_path: Path, calls: list[int | None], machine: Machine
+) -> None:
+    seen: list[Machine] = []
+
+    def extend(known: Machine) -> Machine:
+        seen.append(known)
+        watts = Estimate.around(8.0, 1.0, "W", "guess")
+        return known.model_copy(update={"power": Power(watts=watts, how="declared")})
+
+    cached_measure(tmp_path, threads=1)
+    found = [cached_measure(tmp_path, threads=1, extend=extend) for _ in range(2)]
+    assert found[0] == found[1] == cached_measure(tmp_path, threads=1)
+    assert (len(calls), seen) == (1, [machine])
+    cached_measure(tmp_path, threads=1, extend=extend, refresh=True)
+    assert (len(calls), len(seen)) == (2, 2)
+
+
+def test_a_machine_without_a_fit_is_said(
+    tmp_path: Path, calls: list[int | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="chinchilla"):
+        cached_measure(tmp_path, threads=1)
+    assert "roofline, a guess" in caplog.text
+
+
 def test_the_verb_keeps_in_the_cache_folder(
     tmp_path: Path, calls: list[int | None], machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHINCHILLA_CACHE", str(tmp_path))
+    monkeypatch.setattr("chinchilla.verbs.measure._extended", lambda known, tell: known)
     assert verb() == machine
     assert verb() == machine
     assert verb(refresh=True) == machine

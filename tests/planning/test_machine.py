@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chinchilla.config.errors import BudgetError
-from chinchilla.config.machine import Machine, MatmulRate
+from chinchilla.config.machine import Calibration, Machine, MatmulRate, StepTerm
 from chinchilla.config.shape import Shape
 from chinchilla.planning.count import Batch, flops
 from chinchilla.planning.machine import matmul_rate, newton_schulz_flops, optimizer_time, step_time
+from chinchilla.planning.step_model import GRADIENT_UNITS, UPDATE_UNITS, gradient_work, update_work
 
 RATES = {(1024, 128, 512): 4e10, (4096, 256, 1024): 8e10, (512, 256, 8192): 6e10}
 
@@ -100,3 +101,42 @@ def test_the_estimate_is_a_wide_guess() -> None:
     assert estimate.source == "guess"
     assert estimate.p50 == found.total_s
     assert estimate.p90 / estimate.p10 == pytest.approx(2.25)
+
+
+def calibrated(**changes: object) -> Machine:
+    terms = {
+        name: tuple(StepTerm(kind=kind, unit=unit, unit_s=1e-12) for kind, unit in units.items())
+        for name, units in (("gradients", GRADIENT_UNITS), ("update", UPDATE_UNITS))
+    }
+    settings = {
+        "precision": "fp32", "spread": 0.06, "update_spread": 0.06, "clock": "cpu", "waiting": 1.0, "noise": 0.1,
+        "num_models": 10, "most_params": 5 * 10**6, "measured_at": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    return machine(calibration=(Calibration(**terms | settings | changes),))
+
+
+def test_a_fit_is_used_where_there_is_one_and_said() -> None:
+    found = step_time(shape(), BATCH, calibrated(), "fp32", "adamw")
+    work = gradient_work(shape(), BATCH, "fp32"), update_work(shape(), "adamw")
+    assert found.total_s == pytest.approx(1e-12 * sum(sum(each.values()) for each in work))
+    estimate = found.estimate()
+    assert (estimate.source, estimate.p90 / estimate.p50) == ("measured", pytest.approx(1.06))
+
+
+def test_a_precision_without_a_fit_falls_back_to_the_roofline_and_says_so() -> None:
+    found = step_time(shape(), BATCH, calibrated(), "bf16", "adamw")
+    assert found == step_time(shape(), BATCH, machine(), "bf16", "adamw")
+    assert found.estimate().source == "guess"
+
+
+@pytest.mark.parametrize("other", [{"dim": 512, "num_decoder_layers": 8}, {"attention": "block"}])
+def test_a_shape_unlike_those_that_were_timed_is_a_guess(other: dict[str, object]) -> None:
+    found = step_time(shape(**other), BATCH, calibrated(), "fp32", "adamw").estimate()
+    assert found.source == "guess"
+    assert found.p90 / found.p50 == pytest.approx(1.5)
+
+
+def test_waiting_for_a_busy_processor_lengthens_the_far_end_only() -> None:
+    idle, busy = (step_time(shape(), BATCH, calibrated(waiting=w), "fp32", "adamw").estimate() for w in (1.0, 2.0))
+    assert (busy.p10, busy.p50) == (idle.p10, idle.p50)
+    assert busy.p90 == pytest.approx(2 * idle.p90)

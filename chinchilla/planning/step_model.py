@@ -1,0 +1,160 @@
+"""A training step's time as a few kinds of work, each with a rate that real steps of small models were fitted to.
+
+A step is its gradients (a forward and a backward pass for each micro-batch) and one update. Either takes a sum of
+`unit_s` seconds for each unit of work, none of them negative; what a unit is, `GRADIENT_UNITS` and `UPDATE_UNITS` say.
+The units are counted from the shape alone; the rates come from non-negative least squares on relative errors, so that
+a small step weighs as much as a large one. The spread is that of steps left out of the fit.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla.config.machine import Precision
+from chinchilla.config.plan import OptimizerKind
+from chinchilla.config.shape import Shape
+from chinchilla.planning.activations import parts
+from chinchilla.planning.count import Batch, parameters, products
+from chinchilla.planning.memory import takes_muon
+
+Floats = NDArray[np.float64]
+
+GRADIENT_UNITS = {
+    "products": "FLOP",
+    "logits": "FLOP",
+    "attention": "FLOP",
+    "elementwise": "byte",
+    "cross-entropy": "logit",
+    "matrices": "number",
+    "operators": "call",
+}
+"""Kinds of work in a micro-batch's forward and backward pass."""
+
+UPDATE_UNITS = {"adamw": "number", "muon": "number", "newton-schulz": "FLOP", "tensors": "call"}
+"""Kinds of work in an update."""
+
+NEWTON_SCHULZ_STEPS = 5
+LEAST_SPREAD = 0.05
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Work, by kind, and the seconds that it was measured to take."""
+
+    work: Mapping[str, float]
+    time_s: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Seconds a unit of each kind of work, and the relative errors of samples left out one at a time."""
+
+    unit_s: dict[str, float]
+    errors: tuple[float, ...]
+
+    @property
+    def spread(self) -> float:
+        """How far off eight of ten left-out samples were at most."""
+        return max(LEAST_SPREAD, float(np.quantile(np.abs(self.errors), 0.8)))
+
+
+def gradient_work(shape: Shape, batch: Batch, precision: Precision) -> dict[str, float]:
+    """Work of one micro-batch's gradients, in `GRADIENT_UNITS`.
+
+    FLOPs are three times a forward pass's; bytes are what the operators keep, make and use beside.
+    """
+    flops = {"products": 0, "attention": 0, "logits": 0}
+    for product in products(shape, batch):
+        flops[_kind(product.name)] += 3 * product.flops
+    ops = [op for part in parts(shape, batch, precision) if part.name != "head" for op in part.ops]
+    moved = sum(op.kept + op.makes + op.beside for op in ops if op.operator not in ("linear", "matrix copy"))
+    return {
+        **flops,
+        "elementwise": moved,
+        "cross-entropy": batch.head_rows * shape.vocab_size,
+        "matrices": sum(map(prod, parameters(shape).values())),
+        "operators": len(ops),
+    }
+
+
+def update_work(shape: Shape, optimizer: OptimizerKind) -> dict[str, float]:
+    """Work of one update, in `UPDATE_UNITS`."""
+    tensors = parameters(shape)
+    muon = [sizes for name, sizes in tensors.items() if optimizer == "muon" and takes_muon(name, sizes)]
+    muon_numbers = sum(map(prod, muon))
+    return {
+        "adamw": sum(map(prod, tensors.values())) - muon_numbers,
+        "muon": muon_numbers,
+        "newton-schulz": sum(newton_schulz_flops(*sizes) for sizes in muon),
+        "tensors": len(muon),
+    }
+
+
+def newton_schulz_flops(rows: int, columns: int) -> int:
+    """FLOPs that Muon spends on one matrix a step: five times X·Xᵀ, its square, and their product with X."""
+    short, long = sorted((rows, columns))
+    return NEWTON_SCHULZ_STEPS * (4 * short * short * long + 2 * short**3)
+
+
+def predict(unit_s: Mapping[str, float], work: Mapping[str, float]) -> float:
+    """Seconds that the work takes at these rates."""
+    return sum(unit_s[kind] * amount for kind, amount in work.items())
+
+
+def fit(samples: Sequence[Sample]) -> Fit:
+    """Rates by non-negative least squares on relative errors; all samples have the same kinds of work."""
+    kinds = list(samples[0].work)
+    rows = np.array([[sample.work[kind] / sample.time_s for kind in kinds] for sample in samples])
+    errors = [float(row @ _rates(np.delete(rows, index, axis=0))) - 1 for index, row in enumerate(rows)]
+    return Fit(dict(zip(kinds, _rates(rows).tolist(), strict=True)), tuple(errors))
+
+
+def nnls(matrix: Floats, target: Floats) -> Floats:
+    """The x ≥ 0 of least ‖matrix·x − target‖, by Lawson and Hanson's active sets (1974, chapter 23)."""
+    x, free = np.zeros(matrix.shape[1]), np.zeros(matrix.shape[1], dtype=bool)
+    tolerance = 1e-12 * np.linalg.norm(matrix, axis=0) * max(float(np.linalg.norm(target)), 1e-300)
+    while True:
+        slope = matrix.T @ (target - matrix @ x)
+        slope[free | (slope <= tolerance)] = 0
+        if not slope.any():
+            return x
+        free[np.argmax(slope)] = True
+        x = _feasible(matrix, target, x, free)
+
+
+def _feasible(matrix: Floats, target: Floats, x: Floats, free: NDArray[np.bool_]) -> Floats:
+    """Least squares over the free columns; one that would turn negative is bound again at 0."""
+    while True:
+        best = np.zeros_like(x)
+        best[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
+        bad = free & (best <= 0)
+        if not bad.any():
+            return best
+        x = x + float(np.min(x[bad] / (x[bad] - best[bad]))) * (best - x)
+        free &= x > 1e-14 * x.max(initial=0.0)
+        x[~free] = 0
+
+
+def _rates(rows: Floats) -> Floats:
+    """Rates of samples in units of their own times. Columns are scaled: FLOPs and calls are 1e9 apart."""
+    scale = np.linalg.norm(rows, axis=0)
+    scale[scale == 0] = 1
+    return nnls(rows / scale, np.ones(len(rows))) / scale
+
+
+def _kind(name: str) -> str:
+    if name == "head":
+        return "logits"
+    return "attention" if name.endswith(("scores", "values")) else "products"
+
+
+def total(works: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The sum of several works."""
+    added: Counter[str] = Counter()
+    for work in works:
+        added.update(work)  # type: ignore[arg-type]
+    return dict(added)

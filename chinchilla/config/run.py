@@ -103,6 +103,9 @@ class Limits(Frozen):
     latency: Annotated[LatencyS, Field(gt=0)] | None = Field(
         None, description='time of one answer of typical length (p50), nothing else asked: like "50ms"'
     )
+    serve_memory: Annotated[SizeBytes, Field(gt=0)] | None = Field(
+        None, description="peak memory of one such answer, beside the process: weights in fp32, caches, workspace"
+    )
 
 
 class Here(Frozen):

@@ -13,6 +13,7 @@ from chinchilla.config.units import show_bytes, show_time
 from chinchilla.planning.count import num_params
 from chinchilla.planning.latency import Request, answer_time
 from chinchilla.planning.room import Room
+from chinchilla.planning.serve_memory import serve_memory
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ def bounds(request: Request, machine: Machine | None, limits: Limits, room: Room
             raise UsageError("limits.latency: no measured machine to answer on: run `chinchilla measure`")
         wait = partial(answer_s, request=request, machine=machine)
         found.append(_most("limits.latency", latency, wait, partial(_too_slow, latency, request, machine)))
+    if (memory := limits.serve_memory) is not None:
+        hold = partial(serving_bytes, request=request)
+        found.append(_most("limits.serve_memory", memory, hold, partial(_too_fat, memory, request)))
     if room is not None:
         found.append(
             Bound(
@@ -60,6 +64,11 @@ def _most(key: str, most: float, needs: Callable[[Shape], float], error: Callabl
 def answer_s(shape: Shape, request: Request, machine: Machine) -> float:
     """Seconds that one answer is expected to take (p50)."""
     return answer_time(shape, request, machine).total_s
+
+
+def serving_bytes(shape: Shape, request: Request) -> int:
+    """The most bytes of tensors while one answer is made."""
+    return serve_memory(shape, 1, request.prompt_len, request.new_tokens, beam_size=request.beam_size).peak
 
 
 def unfit(shapes: Sequence[Shape], bounds: Sequence[Bound]) -> BudgetError:
@@ -95,6 +104,14 @@ def _too_slow(latency: float, request: Request, machine: Machine, shape: Shape, 
         f"limits.latency is {latency:.3g} s, and the fastest model {among} ({_name(shape)}) takes about "
         f"{_nearest(answer.total_s)} for {told_request(request)}, {show_time(answer.token_s)} a token: raise it to "
         f"that{fewer} or lower tokenizer.vocab_size"
+    )
+
+
+def _too_fat(memory: int, request: Request, shape: Shape, among: str) -> BudgetError:
+    return BudgetError(
+        f"limits.serve_memory is {show_bytes(memory)}, and the leanest model {among} ({_name(shape)}) takes "
+        f"{show_bytes(_up(serving_bytes(shape, request), 3))} for {told_request(request)}: raise it, or lower "
+        "tokenizer.vocab_size"
     )
 
 

@@ -339,16 +339,13 @@ def _of_width(dim: int, target: float, held_to: Sequence[Bound], facts: Facts, f
     one, two = (_of_depth(dim, layers, facts, fixed) for layers in (1, 2))
     first, layer = num_params(one), num_params(two) - num_params(one)
     fewest, most = _fewest(dim), max(1, dim // LARGE_ASPECT[0])
-    deepest = min((_deepest(bound, one, two, most) for bound in held_to), default=most)
-    if deepest < fewest:
-        return None
     wanted = 1 + round((target - first) / layer) if layer else 1
-    return _of_depth(dim, min(max(wanted, fewest), most, deepest), facts, fixed)
+    wanted = min(max(wanted, fewest), most, *(_deepest(bound, one, two, most) for bound in held_to))
+    shapes = (_of_depth(dim, layers, facts, fixed) for layers in range(wanted, fewest - 1, -1))
+    return next((shape for shape in shapes if all(bound.holds(shape) for bound in held_to)), None)
 
 
 def _deepest(bound: Bound, one: Shape, two: Shape, most: int) -> int:
-    """Layers up to which a bound holds, at most `most`; 0 for none. What is needed grows evenly with depth."""
+    """Layers beyond which a bound cannot hold, at most `most`: what is needed grows evenly with depth, or faster."""
     first, layer = bound.needs(one), bound.needs(two) - bound.needs(one)
-    if not bound.holds(one):
-        return 0
     return most if layer <= 0 else min(most, 1 + math.floor((bound.most - first) / layer))

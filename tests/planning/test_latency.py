@@ -205,7 +205,6 @@ def test_below_the_time_of_one_token_the_message_says_what_a_token_takes() -> No
 def test_limits_that_only_together_cannot_be_met_name_what_the_other_leaves() -> None:
     wide = Model(num_encoder_layers=1, num_decoder_layers=1)
     ladder = [build(HELP, wide, dim, 1, 1) for dim in (128, 256, 384)]
-    # Size asks for the smallest; a machine that reads fast but calls slowly makes no difference: bound both anew.
     size, fast = 4 * num_params(ladder[0]) + 1, answer_time(ladder[0], HELP.request, MACHINE).total_s * 0.9
     held_to = bounds(HELP.request, MACHINE, Limits(size=size, latency=fast))
     assert not any(all(bound.holds(each) for bound in held_to) for each in ladder)

@@ -1,0 +1,175 @@
+"""A user's own law as `chinchilla sweep` keeps it in `law.json`: draws of a posterior, and which data they are of."""
+
+import math
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from chinchilla.config.errors import DataError
+from chinchilla.config.estimate import Estimate, Source
+from chinchilla.config.frozen import Frozen
+from chinchilla.config.plan import OptimizerKind, TaskName, Training
+from chinchilla.config.run import Train
+from chinchilla.planning.constants import Constant, Span
+from chinchilla.planning.fit import CONSTANTS, FARTHEST
+from chinchilla.planning.huber import Array
+from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN, ChinchillaLaw, effective_tokens
+from chinchilla.planning.posterior import Posterior, percentile_80
+from chinchilla.planning.search import Facts
+
+Draw = tuple[float, float, float, float, float, float]
+
+ALIKE = 0.02
+"""Relative difference in bytes a token, or in the number of tokens, up to which two texts count as the same."""
+
+FRESH_EPOCHS = 4.0
+"""So far repeats are worth nearly what fresh tokens are (Muennighoff 2023); beyond, the discount itself is a guess."""
+
+
+class Settings(Frozen):
+    """The settings of every run behind the law: it holds for runs that are trained in the same way."""
+
+    optimizer: OptimizerKind
+    batch_tokens: int
+    learning_rate: float
+    embedding_learning_rate: float
+    weight_decay: float
+    decay_fraction: float
+    label_smoothing: float
+    dropout: float
+    ema_decay: float
+
+    @classmethod
+    def of(cls, training: Training) -> Self:
+        """Those of a run's training."""
+        return cls(**{name: getattr(training, name) for name in cls.model_fields})
+
+    def over(self, draft: Training, fixed: Train) -> Training:
+        """The draft with these settings, where the recipe does not fix others."""
+        said = fixed.model_dump(exclude_none=True)
+        return draft.model_copy(update={name: value for name, value in self if name not in said})
+
+
+class OwnLaw(Frozen):
+    """A law of one's own text. `law` is the most probable one; `draws` say how far others may lie from it.
+
+    A draw is (log E, log A, log B, alpha, beta, relative noise of a run). Tokens of the law are effective ones:
+    `unique_tokens` and Muennighoff's half-life say what repeats are worth.
+    """
+
+    law: ChinchillaLaw
+    draws: tuple[Draw, ...] = Field(min_length=100)
+    task: TaskName
+    vocab_size: int
+    bytes_per_token: float
+    unique_tokens: int
+    settings: Settings
+
+    @property
+    def constants(self) -> dict[str, Constant]:
+        """E, A, B, alpha and beta of `law` by name."""
+        law = self.law
+        values = (law.irreducible, law.param_scale, law.token_scale, law.param_exponent, law.token_exponent)
+        return dict(zip(CONSTANTS, values, strict=True))
+
+    def losses(self, num_params: float, tokens: float, noise: bool = True) -> Array:
+        """What a run may come to in nats a token, a value a draw; `noise` adds the run's own."""
+        log_e, log_a, log_b, alpha, beta, deviation = np.array(self.draws).T
+        worth = math.log(effective_tokens(self.unique_tokens, tokens))
+        found = np.exp(log_e) + np.exp(log_a - alpha * math.log(num_params)) + np.exp(log_b - beta * worth)
+        normal = np.random.default_rng(0).standard_normal(len(found)) if noise else 0.0
+        return np.asarray(found * np.exp(deviation * normal))
+
+    def predict(self, num_params: float, tokens: float) -> Estimate:
+        """The validation loss of a run that sees `tokens`, repeats counted, in nats a token."""
+        low, middle, high = percentile_80(self.losses(num_params, tokens))
+        return Estimate(p10=low, p50=middle, p90=high, unit="nats/token", source=self._source(num_params, tokens))
+
+    def require_for(self, facts: Facts, path: Path) -> None:
+        """Refuse data that the law is not of.
+
+        Raises:
+            DataError: another task, vocabulary, text or amount of it.
+        """
+        here = (facts.task, facts.vocab_size)
+        pairs = (self.bytes_per_token, facts.bytes_per_token), (self.unique_tokens, facts.unique_tokens)
+        if here != (self.task, self.vocab_size) or any(abs(mine / other - 1) > ALIKE for mine, other in pairs):
+            raise DataError(
+                f"{path}: a law of {self.task}, {self.vocab_size} tokens' vocabulary, {self.unique_tokens} tokens of "
+                f"{self.bytes_per_token:.3g} bytes; the recipe's data are {facts.task}, {facts.vocab_size}, "
+                f"{facts.unique_tokens} tokens of {facts.bytes_per_token:.3g} bytes: sweep again with this recipe"
+            )
+
+    def _source(self, num_params: float, tokens: float) -> Source:
+        near = FLOPS_PER_PARAM_TOKEN * num_params * tokens <= FARTHEST * self.law.flops.high
+        return "law" if near and tokens <= FRESH_EPOCHS * self.unique_tokens else "guess"
+
+
+def own_law(
+    found: Posterior, num_params: Array, tokens: Array, facts: Facts, training: Training, source: str
+) -> OwnLaw:
+    """The law that a posterior over runs of `num_params` and seen `tokens` (runs,) amounts to."""
+    logs = uncentred(found.theta, found.centre)
+    draws = np.column_stack([logs, found.noise])
+    return OwnLaw(
+        law=_law(uncentred(found.best[None], found.centre)[0], logs, num_params, tokens, source),
+        draws=tuple(tuple(row) for row in draws.tolist()),
+        task=facts.task,
+        vocab_size=facts.vocab_size,
+        bytes_per_token=facts.bytes_per_token,
+        unique_tokens=facts.unique_tokens,
+        settings=Settings.of(training),
+    )
+
+
+def read_law(path: Path) -> OwnLaw:
+    """Read a `law.json`.
+
+    Raises:
+        DataError: missing, or not such a file.
+    """
+    try:
+        return OwnLaw.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); name the law.json of a `chinchilla sweep`"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(f"{path}: {place}: {first['msg']}; name the law.json of a `chinchilla sweep`") from None
+
+
+def uncentred(theta: Array, centre: tuple[float, float]) -> Array:
+    """(log E, log A, log B, alpha, beta) of each draw, (draws, 5)."""
+    e, a, b, alpha, beta = theta.T
+    return np.column_stack([e, a + alpha * centre[0], b + beta * centre[1], alpha, beta])
+
+
+def _law(best: Array, logs: Array, num_params: Array, tokens: Array, source: str) -> ChinchillaLaw:
+    made = {}
+    for index, name in enumerate(CONSTANTS):
+        values, value = logs[:, index], float(best[index])
+        if index < 3:
+            # Of an exponent that the runs leave open, the scale is open over hundreds of powers.
+            values, value = np.exp(np.clip(values, -600, 600)), math.exp(min(600.0, max(-600.0, value)))
+        low, lower, upper, high = np.percentile(values, (2.5, 16, 84, 97.5)).tolist()
+        made[name] = Constant(value=value, error=(upper - lower) / 2, interval=(low, high), source=source)
+    flops = FLOPS_PER_PARAM_TOKEN * num_params * tokens
+    return ChinchillaLaw(
+        name="own",
+        irreducible=made["E"],
+        param_scale=made["A"],
+        token_scale=made["B"],
+        param_exponent=made["alpha"],
+        token_exponent=made["beta"],
+        params=_span(num_params),
+        tokens=_span(tokens),
+        flops=_span(flops),
+    )
+
+
+def _span(values: Array) -> Span:
+    return Span(low=float(values.min()), high=float(values.max()))

@@ -34,13 +34,15 @@ class Tariff:
 def tariff(here: Here, cluster: Cluster | None, power: Estimate | None = None) -> Tariff:
     """What is known of this machine: as the recipe says, else as measured (`power`), else as the one node's entry says.
 
-    A cluster of several nodes says nothing of the machine that trains: a plan's steps run on this one.
+    A `power` that is itself a guess comes last. A cluster of several nodes says nothing of the machine that trains: a
+    plan's steps run on this one.
     """
     node = cluster.node[0] if cluster is not None and len(cluster.node) == 1 else None
     price = here.price_per_hour
     if price is None and node is not None:
         price = node.price_per_hour
-    declared = here.watts or (node.watts if node is not None and power is None else None)
+    counted = power is not None and power.source != "guess"
+    declared = here.watts or (node.watts if node is not None and not counted else None)
     watts = Estimate.around(declared, DECLARED_SPREAD, "W", "datasheet") if declared else power
     return Tariff(price, watts, here.grams_per_kwh)
 
@@ -91,7 +93,7 @@ def _drawn(energy_j: float, rates: Tariff) -> tuple[Budget, str]:
     if rates.watts is None:
         raise UsageError(
             "budget.energy: what this machine draws is not known: set machine.watts, or watts of the only node in the "
-            "cluster file"
+            "cluster file, or run `chinchilla measure`"
         )
     watts = rates.watts
     return _lasting(energy_j / watts.p50, f"budget.energy: {show_energy(energy_j)} at {watts.p50:g} W ({watts.source})")

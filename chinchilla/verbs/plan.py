@@ -17,7 +17,7 @@ from chinchilla.config.units import show_bytes, show_count, show_time
 from chinchilla.data.sources import default_cache
 from chinchilla.parallel.measure import cached_measure
 from chinchilla.planning import audit, cost, count, search
-from chinchilla.planning.bounds import told_request
+from chinchilla.planning.bounds import serving_bytes, told_request
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.latency import answer_time
 from chinchilla.planning.machine import step_time
@@ -70,7 +70,7 @@ def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
         FaultError: what past runs taught is kept in a damaged file.
     """
     begun = time.perf_counter()
-    run, reckoned = timed(run)
+    run, reckoned = timed(run, tell)
     prepared = prepare(run, tell)
     machine = measured_machine(run, tell)
     learnt = audit.load(default_cache(), machine)
@@ -85,18 +85,25 @@ def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
     return audit.recalibrated(made, learnt), prepared
 
 
-def timed(run: Run) -> tuple[Run, tuple[Decision, ...]]:
+def timed(run: Run, tell: Tell = lambda text: None) -> tuple[Run, tuple[Decision, ...]]:
     """The run with money or energy turned into time, and how that was reckoned.
 
     Raises:
         UsageError: the price or the power of this machine is not known.
     """
-    budget, reckoned = cost.in_time(run.budget, cost.tariff(run.machine, layouts.read(run)))
+    machine = measured_machine(run, tell) if run.budget.energy is not None else None
+    budget, reckoned = cost.in_time(run.budget, known_tariff(run, machine))
     if not reckoned:
         return run, ()
     assert budget.time is not None
     told = Decision(name="budget", value=show_time(budget.time), reason=reckoned)
     return run.model_copy(update={"budget": budget}), (told,)
+
+
+def known_tariff(run: Run, machine: Machine | None) -> cost.Tariff:
+    """What this machine costs, draws and emits, as far as recipe, measurement and cluster file tell."""
+    power = machine.power if machine is not None else None
+    return cost.tariff(run.machine, layouts.read(run), power.watts if power is not None else None)
 
 
 def measured_machine(run: Run, tell: Tell) -> Machine:
@@ -186,7 +193,6 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
     spread = step_s.p90 / step_s.p50 - 1
     memory_bytes = _memory(choice, machine)
     train_time_s = _train_time(training, step_s, pauses)
-    rates = cost.tariff(run.machine, layouts.read(run))
     num_params = count.num_params(shape)
     return Plan(
         task=run.task,
@@ -207,7 +213,8 @@ def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, c
             "size_bytes": Estimate.around(4 * num_params, 0.01, "bytes", "measured"),
             "flops": Estimate.around(tokens * flops_per_token, spread, "FLOP", step_s.source),
             "latency_s": answer_time(shape, facts.request, machine).estimate(),
-            **cost.costs(cost.later(train_time_s, elapsed_s), rates),
+            "serve_memory_bytes": Estimate.around(serving_bytes(shape, facts.request), 0.1, "bytes", "guess"),
+            **cost.costs(cost.later(train_time_s, elapsed_s), known_tariff(run, machine)),
         },
         decisions=tuple(_decisions(run, prepared, machine, training, choice, saving, tokens, memory_bytes)),
         probes=choice.probes,

@@ -19,7 +19,7 @@ from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
 from chinchilla.planning import search
-from chinchilla.planning.cost import Tariff, costs, in_time, tariff
+from chinchilla.planning.cost import Tariff, costs, in_time
 from chinchilla.planning.count import flops_per_token, num_params
 from chinchilla.planning.latency import answer_time
 from chinchilla.planning.laws import BESIROGLU, effective_tokens, law_loss
@@ -27,8 +27,7 @@ from chinchilla.planning.machine import SPREAD, step_time
 from chinchilla.planning.room import Room
 from chinchilla.training.allocator import used_bytes
 from chinchilla.training.workers import worker_count
-from chinchilla.verbs import layouts
-from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE, draft_training, measured_machine
+from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE, draft_training, known_tariff, measured_machine
 from chinchilla.verbs.prepare import Prepared, prepare
 from chinchilla.verbs.probes import PEAK_SHARE, PROBE_SHARE
 
@@ -90,9 +89,9 @@ def whatif(
         for number, text in enumerate(machines):
             machine = measured_machine(run, tell) if text == HERE else _read_machine(Path(text))
             name = ", ".join([settings] + ([text] if len(machines) > 1 else []))
-            rates = tariff(run.machine, layouts.read(run)) if text == HERE else Tariff()
-            rates = replace(rates, price_per_hour=prices[number]) if prices else rates
-            cases.append(_case(name, run, prepared, machine, rates))
+            tariff = known_tariff(run, machine) if text == HERE else Tariff(watts=_watts(machine))
+            tariff = replace(tariff, price_per_hour=prices[number]) if prices else tariff
+            cases.append(_case(name, run, prepared, machine, tariff))
     return cases
 
 
@@ -163,15 +162,19 @@ def _read_machine(path: Path) -> Machine:
         ) from None
 
 
-def _case(name: str, run: Run, prepared: Prepared, machine: Machine, rates: Tariff) -> Case:
-    timed = run.model_copy(update={"budget": in_time(run.budget, rates)[0]})
+def _watts(machine: Machine) -> Estimate | None:
+    return machine.power.watts if machine.power is not None else None
+
+
+def _case(name: str, run: Run, prepared: Prepared, machine: Machine, tariff: Tariff) -> Case:
+    timed = run.model_copy(update={"budget": in_time(run.budget, tariff)[0]})
     try:
-        return _predicted(name, timed, prepared, machine, rates)
+        return _predicted(name, timed, prepared, machine, tariff)
     except BudgetError as error:
         return Case(name, f"cannot be met: {error}", None, None, {})
 
 
-def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, rates: Tariff) -> Case:
+def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff: Tariff) -> Case:
     peak = PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
     time_s = run.budget.time or (run.budget.flops or 0) / peak
     flops = run.budget.flops or time_s * peak
@@ -194,7 +197,7 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, rates:
         "size_bytes": Estimate.around(4 * num_params(shape), 0.01, "bytes", "measured"),
         "latency_s": answer_time(shape, prepared.facts.request, machine).estimate(),
     }
-    predicted |= costs(predicted["time_s"], rates)
+    predicted |= costs(predicted["time_s"], tariff)
     basis = f"{BESIROGLU.name} law" if by_law else "rules of thumb for small runs"
     fits = "" if room.way(shape) is not None else "; does not fit its memory"
     return Case(

@@ -115,6 +115,9 @@ def test_the_recipe_comes_before_the_measurement_and_that_before_the_node() -> N
     assert from_node.watts is not None
     assert (from_node.watts.p50, from_node.watts.source) == (400.0, "datasheet")
     assert tariff(Here(), one, power).watts == power
+    guessed = tariff(Here(), one, Estimate.around(16.0, 1.0, "W", "guess"))
+    assert guessed.watts == from_node.watts
+    assert tariff(Here(), None, Estimate.around(16.0, 1.0, "W", "guess")).watts is not None
     said = tariff(Here(price_per_hour=0, watts=90), one, power)
     assert said.price_per_hour == 0
     assert said.watts is not None

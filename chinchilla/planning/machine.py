@@ -130,10 +130,10 @@ def _fitted(
     spread = _joined_spread(known, accumulation * sum(gradients.values()), update_s)
     seen = covers(known, shape)
     return StepTime(
-        products_s=accumulation * (gradients["products"] + gradients["logits"]),
+        products_s=accumulation * gradients["products"],
         attention_s=accumulation * gradients["attention"],
         traffic_s=accumulation * (gradients["elementwise"] + gradients["cross-entropy"] + gradients["matrices"]),
-        overhead_s=accumulation * gradients["operators"],
+        overhead_s=accumulation * (gradients["operators"] + gradients["passes"]),
         optimizer_s=update_s,
         spread=spread if seen else max(SPREAD, spread),
         source="measured" if seen else "guess",

@@ -6,7 +6,6 @@ The units are counted from the shape alone; the rates come from non-negative lea
 a small step weighs as much as a large one. The spread is that of steps left out of the fit.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -25,16 +24,22 @@ Floats = NDArray[np.float64]
 
 GRADIENT_UNITS = {
     "products": "FLOP",
-    "logits": "FLOP",
     "attention": "FLOP",
     "elementwise": "byte",
     "cross-entropy": "logit",
     "matrices": "number",
     "operators": "call",
+    "passes": "call",
 }
 """Kinds of work in a micro-batch's forward and backward pass."""
 
-UPDATE_UNITS = {"adamw": "number", "muon": "number", "newton-schulz": "FLOP", "tensors": "call"}
+UPDATE_UNITS = {
+    "adamw": "number",
+    "adamw tensors": "call",
+    "muon": "number",
+    "muon tensors": "call",
+    "newton-schulz": "FLOP",
+}
 """Kinds of work in an update."""
 
 NEWTON_SCHULZ_STEPS = 5
@@ -65,11 +70,12 @@ class Fit:
 def gradient_work(shape: Shape, batch: Batch, precision: Precision) -> dict[str, float]:
     """Work of one micro-batch's gradients, in `GRADIENT_UNITS`.
 
-    FLOPs are three times a forward pass's; bytes are what the operators keep, make and use beside.
+    FLOPs are three times a forward pass's; bytes are what the operators keep, make and use beside. One pass stands
+    for what a micro-batch costs whatever its size.
     """
-    flops = {"products": 0, "attention": 0, "logits": 0}
+    flops = {"products": 0, "attention": 0}
     for product in products(shape, batch):
-        flops[_kind(product.name)] += 3 * product.flops
+        flops["attention" if product.name.endswith(("scores", "values")) else "products"] += 3 * product.flops
     ops = [op for part in parts(shape, batch, precision) if part.name != "head" for op in part.ops]
     moved = sum(op.kept + op.makes + op.beside for op in ops if op.operator not in ("linear", "matrix copy"))
     return {
@@ -78,6 +84,7 @@ def gradient_work(shape: Shape, batch: Batch, precision: Precision) -> dict[str,
         "cross-entropy": batch.head_rows * shape.vocab_size,
         "matrices": sum(map(prod, parameters(shape).values())),
         "operators": len(ops),
+        "passes": 1,
     }
 
 
@@ -88,9 +95,10 @@ def update_work(shape: Shape, optimizer: OptimizerKind) -> dict[str, float]:
     muon_numbers = sum(map(prod, muon))
     return {
         "adamw": sum(map(prod, tensors.values())) - muon_numbers,
+        "adamw tensors": len(tensors) - len(muon),
         "muon": muon_numbers,
+        "muon tensors": len(muon),
         "newton-schulz": sum(newton_schulz_flops(*sizes) for sizes in muon),
-        "tensors": len(muon),
     }
 
 
@@ -144,17 +152,3 @@ def _rates(rows: Floats) -> Floats:
     scale = np.linalg.norm(rows, axis=0)
     scale[scale == 0] = 1
     return nnls(rows / scale, np.ones(len(rows))) / scale
-
-
-def _kind(name: str) -> str:
-    if name == "head":
-        return "logits"
-    return "attention" if name.endswith(("scores", "values")) else "products"
-
-
-def total(works: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The sum of several works."""
-    added: Counter[str] = Counter()
-    for work in works:
-        added.update(work)  # type: ignore[arg-type]
-    return dict(added)

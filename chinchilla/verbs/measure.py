@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from chinchilla.config.machine import Machine
 from chinchilla.config.plan import Training
+from chinchilla.data.packing import Rows
 from chinchilla.data.sources import default_cache
 from chinchilla.models.transformer import Transformer
 from chinchilla.parallel.calibrate import Case, Step, Taken, calibrate, make_case
@@ -16,7 +19,6 @@ from chinchilla.parallel.energy import power
 from chinchilla.parallel.measure import cached_measure
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.tasks.generate import Generate
-from chinchilla.tasks.task import Batch
 from chinchilla.tasks.translate import Translate
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory
 from chinchilla.training.monitor import Silent
@@ -39,17 +41,17 @@ def measure(refresh: bool = False, tell: Tell = lambda text: None) -> Machine:
 def _extended(machine: Machine, tell: Tell) -> Machine:
     """With the fit of real steps, the time to compile, and the power at work."""
     tell("measuring power")
-    found = {"power": power(_busy(machine.device), machine.device, machine.threads)}
+    found: dict[str, Any] = {"power": power(_busy(machine.device), machine.device, machine.threads)}
     if machine.device != "cpu":
         tell("no step is calibrated on a GPU: step times stay the roofline's")
         return machine.model_copy(update=found)
     tell("timing real training steps of small models: about a minute, more on a busy machine")
     keep_freed_memory()
-    found |= {"calibration": calibrate(make_step, machine.device, machine.threads, tell)}
+    found["calibration"] = calibrate(make_step, machine.device, machine.threads, tell)
     release_freed_memory()
     if machine.has_compiler:
         tell("compiling one small block")
-        found |= {"compile_time_s": _compile_time()}
+        found["compile_time_s"] = _compile_time()
     return machine.model_copy(update=found)
 
 
@@ -108,10 +110,12 @@ def _trainer(case: Case, threads: int, compiled: bool = False) -> Trainer:
 
 
 def _training(case: Case, threads: int, compiled: bool) -> Training:
-    never = {"steps": 10**9, "eval_every": 10**9, "checkpoint_every": 10**9, "log_every": 10**9}
-    rates = {"learning_rate": 1e-4, "embedding_learning_rate": 1e-4, "weight_decay": 0.05, "clip_norm": 1.0}
-    schedule = {"schedule": "wsd", "warmup_steps": 0, "decay_fraction": 0.1, "keep_checkpoints": 1, "seed": 0}
-    off = {"label_smoothing": 0.0, "dropout": 0.0, "ema_decay": 0.0, "reconstruct_weight": 0.0, "mask_rate": 0.15}
+    settings: dict[str, Any] = {
+        **dict.fromkeys(("steps", "eval_every", "checkpoint_every", "log_every"), 10**9),
+        **{"learning_rate": 1e-4, "embedding_learning_rate": 1e-4, "weight_decay": 0.05, "clip_norm": 1.0, "seed": 0},
+        **{"schedule": "wsd", "warmup_steps": 0, "decay_fraction": 0.1, "keep_checkpoints": 1, "mask_rate": 0.15},
+        **dict.fromkeys(("label_smoothing", "dropout", "ema_decay", "reconstruct_weight"), 0.0),
+    }
     return Training(
         batch_tokens=threads * case.batch.target_rows,
         accumulation=threads,
@@ -119,15 +123,15 @@ def _training(case: Case, threads: int, compiled: bool) -> Training:
         precision=case.precision,
         compile=compiled,
         threads=threads,
-        **never | rates | schedule | off,
+        **settings,
     )
 
 
-def _batch(case: Case, seed: int) -> Batch:
+def _batch(case: Case, seed: int) -> dict[str, Tensor]:
     """Random ids without padding, as packed data has them; a translation's with its segments, one to a row."""
     random, batch = torch.Generator().manual_seed(seed), case.batch
 
-    def ids(length: int) -> torch.Tensor:
+    def ids(length: int) -> Tensor:
         return torch.randint(4, case.shape.vocab_size, (batch.size, length), generator=random)
 
     made = {"target": ids(batch.target_len), "labels": ids(batch.target_len)}
@@ -142,17 +146,17 @@ class _Given:
 
     unique_tokens, padding = 0, 0.0
 
-    def __init__(self, batches: list[Batch]) -> None:
+    def __init__(self, batches: list[dict[str, Tensor]]) -> None:
         self.batches = batches
 
     def num_batches(self, epoch: int) -> int:
         """How many an epoch has."""
         return len(self.batches)
 
-    def order(self, epoch: int) -> list[np.ndarray]:
+    def order(self, epoch: int) -> list[Rows]:
         """The numbers of the micro-batches."""
         return [np.array([index]) for index in range(len(self.batches))]
 
-    def batch(self, rows: np.ndarray) -> Batch:
+    def batch(self, rows: Rows) -> dict[str, Tensor]:
         """The one with that number."""
         return self.batches[int(rows[0])]

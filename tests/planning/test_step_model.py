@@ -88,7 +88,7 @@ def test_noisy_times_still_foretell_a_model_four_times_larger(seed: int) -> None
 
 def test_flops_are_those_that_are_counted() -> None:
     work = gradient_work(SHAPE, BATCH, "fp32")
-    assert work["products"] + work["logits"] + work["attention"] == flops(SHAPE, BATCH).step
+    assert work["products"] + work["attention"] == flops(SHAPE, BATCH).step
     # Scores and values of two layers: 4 rows, 2 heads, 128 × 128 pairs, 32 channels; forward and twice backward.
     assert work["attention"] == 3 * 2 * 2 * (2 * 4 * 2 * 128 * 128 * 32)
     assert work["cross-entropy"] == 4 * 128 * 1000
@@ -105,8 +105,9 @@ def test_all_kinds_of_work_have_a_unit_and_some_amount() -> None:
 def test_an_update_counts_each_number_once() -> None:
     adamw, muon = update_work(SHAPE, "adamw"), update_work(SHAPE, "muon")
     assert adamw["adamw"] == num_params(SHAPE) == muon["adamw"] + muon["muon"]
-    assert adamw["newton-schulz"] == adamw["tensors"] == 0
+    assert adamw["newton-schulz"] == adamw["muon tensors"] == 0
     # Four matrices a layer: qkv, out, up and down.
-    assert muon["tensors"] == 8
+    assert muon["muon tensors"] == 8
+    assert adamw["adamw tensors"] == muon["adamw tensors"] + 8
     layer = [(192, 64), (64, 64), (256, 64), (64, 256)]
     assert muon["newton-schulz"] == 2 * sum(newton_schulz_flops(*sizes) for sizes in layer)

@@ -114,7 +114,7 @@ def _ensemble(known: Belief, points: Points, target: Array, rng: np.random.Gener
         if step >= STEPS // 2:
             visited.append(walkers.copy())
     everything = np.concatenate(visited)
-    return rng.choice(everything, KEPT, replace=False), best
+    return everything[rng.choice(len(everything), KEPT, replace=False)], best
 
 
 def _stretch(
@@ -128,7 +128,7 @@ def _stretch(
 ) -> tuple[Array, Array]:
     """One stretch move of every walker along the line through another one (Goodman & Weare 2010, eq. 10)."""
     count, size = walkers.shape
-    scale = ((_STRETCH - 1) * rng.random(count) + 1) ** 2 / _STRETCH
+    scale: Array = ((_STRETCH - 1) * rng.random(count) + 1) ** 2 / _STRETCH
     partner = others[rng.integers(len(others), size=count)]
     moved = partner + scale[:, None] * (walkers - partner)
     proposed = _log_density(moved, known, points, target)

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -21,6 +22,7 @@ from chinchilla.planning.bounds import serving_bytes, told_request
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.latency import answer_time
 from chinchilla.planning.machine import step_time
+from chinchilla.planning.own_law import read_law
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
 from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs import layouts
@@ -60,27 +62,31 @@ WRITE_BYTES_PER_S = 2e8
 """What a checkpoint's writing, hashing and reading back run at: done aside, but on the processors that train."""
 
 
-def plan(run: Run, tell: Tell = lambda text: None) -> tuple[Plan, Prepared]:
-    """Plan a run, and give the prepared data with it.
+def plan(run: Run, tell: Tell = lambda text: None, law: Path | None = None) -> tuple[Plan, Prepared]:
+    """Plan a run, and give the prepared data with it. `law` is the `law.json` of a sweep over the same data.
 
     Raises:
-        DataError: data that cannot be used.
+        DataError: data that cannot be used, or that the law is not of.
         UsageError: money or energy without a price or power to reckon with.
         BudgetError: not even one step fits the budget, or no model fits the limits.
         FaultError: what past runs taught is kept in a damaged file.
     """
     begun = time.perf_counter()
     run, reckoned = timed(run, tell)
+    own = None if law is None else read_law(law)
     prepared = prepare(run, tell)
+    if law is not None and own is not None:
+        own.require_for(prepared.facts, law)
     machine = measured_machine(run, tell)
     learnt = audit.load(default_cache(), machine)
     keep_freed_memory()
     time_s = _time_budget(run, machine, begun)
     draft = draft_training(run, machine, prepared, time_s)
+    draft = draft if own is None else own.settings.over(draft, run.train)
     _refuse_tiny(time_s, prepared, machine, draft)
-    choice = choose(run, prepared, machine, draft, time_s, used_bytes(torch.device(machine.device)), tell)
+    choice = choose(run, prepared, machine, draft, time_s, used_bytes(torch.device(machine.device)), tell, own)
     release_freed_memory()
-    made = _assemble(run, prepared, machine, draft, choice, begun)
+    made = assemble(run, prepared, machine, draft, choice, begun)
     made = made.model_copy(update={"decisions": (*reckoned, *made.decisions)})
     return audit.recalibrated(made, learnt), prepared
 
@@ -178,7 +184,12 @@ def _refuse_tiny(time_s: float, prepared: Prepared, machine: Machine, draft: Tra
         )
 
 
-def _assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, choice: Choice, begun: float) -> Plan:
+def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, choice: Choice, begun: float) -> Plan:
+    """The plan of a chosen shape; `begun` is when planning began, by `time.perf_counter`.
+
+    Raises:
+        BudgetError: not even one step fits the budget.
+    """
     facts, shape = prepared.facts, choice.shape
     batches = prepared.batches(draft)
     tokens_per_step = batches.unique_tokens / batches.num_batches(0) * draft.accumulation

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,10 +17,12 @@ from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning import count, halving, search
+from chinchilla.planning.design import Big, best_shape
 from chinchilla.planning.hparams import Advice
 from chinchilla.planning.laws import BESIROGLU, law_loss
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.memory import State, state
+from chinchilla.planning.own_law import OwnLaw
 from chinchilla.planning.pace import Window, pace, spread
 from chinchilla.planning.room import Room
 from chinchilla.store.run_folder import RunFolder
@@ -74,10 +76,13 @@ class Choice:
     eval_time_s: float | None
     unique_tokens: int
     prior: halving.Prior
+    own: OwnLaw | None = None
 
     def predict_loss(self, tokens: float) -> Estimate:
         """Validation loss after `tokens` tokens, in nats a token."""
         num_params = count.num_params(self.shape)
+        if self.own is not None:
+            return self.own.predict(num_params, tokens)
         if self.curve:
             return halving.predict_loss(self.curve, num_params, tokens, self.unique_tokens, self.prior, self.valid_loss)
         return law_loss(BESIROGLU, num_params, tokens, self.unique_tokens)
@@ -111,26 +116,54 @@ def choose(
     time_s: float,
     process_bytes: int,
     tell: Callable[[str], None],
+    own: OwnLaw | None = None,
 ) -> Choice:
     """The shape to train for `time_s` seconds; `process_bytes` is what the process holds before.
+
+    A law of the user's own decides at any budget; its choice is only timed.
 
     Raises:
         BudgetError: no shape fits the limits.
     """
     flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(draft.precision)
-    if search.law_holds(flops):
+    if own is None and search.law_holds(flops):
         return _by_law(flops, run, prepared, machine, draft, process_bytes)
-    room = _room(run, prepared, machine, draft, process_bytes)
+    room = room_for(run, prepared, machine, draft, process_bytes)
     shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room)
     probe_s = min(PROBE_SHARE * time_s, MOST_PROBE_S)
     most = _affordable(probe_s) if run.train.probes else 1
-    shapes = search.near(shapes, search.typical_params(flops), most)
+    advised = None if own is None else big_run(own, shapes, prepared, machine, draft, time_s)
+    shapes = [advised.shape] if advised else search.near(shapes, search.typical_params(flops), most)
     shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
     drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))}) for shape in shapes}
-    return _by_probes(drafts, probe_s, prepared, machine, time_s, room, tell)
+    choice = _by_probes(drafts, probe_s, prepared, machine, time_s, room, tell)
+    if advised is None:
+        return choice
+    sizes = f"{show_count(advised.num_params.p10)} to {show_count(advised.num_params.p90)}"
+    reason = f"best by your own law ({sizes} parameters do about as well); timed in a short probe"
+    return replace(choice, own=own, reason=reason)
 
 
-def _room(run: Run, prepared: Prepared, machine: Machine, draft: Training, process_bytes: int) -> Room:
+def big_run(
+    own: OwnLaw,
+    shapes: list[Shape],
+    prepared: Prepared,
+    machine: Machine,
+    draft: Training,
+    time_s: float,
+    pace: float = 1.0,
+) -> Big:
+    """What an own law advises among `shapes` for `time_s` of training, at `pace` seconds for each of the model's."""
+    facts = prepared.facts
+    batch = facts.batch(draft.batch_tokens / draft.accumulation)
+    options = []
+    for shape in shapes:
+        step_s = pace * step_time(shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
+        options.append((shape, time_s / step_s * batch.loss_rows * draft.accumulation))
+    return best_shape(own, options)
+
+
+def room_for(run: Run, prepared: Prepared, machine: Machine, draft: Training, process_bytes: int) -> Room:
     """The memory there is for training as the draft says."""
     device = torch.device(machine.device)
     return Room(
@@ -158,7 +191,7 @@ def _by_law(
 ) -> Choice:
     found = search.law_plan(flops, prepared.facts, run.model, run.limits, machine=machine)
     batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
-    room = _room(run, prepared, machine, draft, process_bytes)
+    room = room_for(run, prepared, machine, draft, process_bytes)
     way = room.way(found.shape)
     if way is None:
         error = search.too_little(found.shape, run.limits, room)

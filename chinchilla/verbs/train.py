@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from chinchilla.compression.compare import latencies
 from chinchilla.config.errors import StoppedError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.load import Loaded
@@ -27,6 +29,7 @@ from chinchilla.training.allocator import keep_freed_memory, peak_bytes, reset_p
 from chinchilla.training.monitor import Monitor, Silent, check_trackers, open_trackers
 from chinchilla.training.progress import Outcome, Review
 from chinchilla.training.trainer import Trainer
+from chinchilla.verbs.exam import RunExam
 from chinchilla.verbs.plan import plan
 from chinchilla.verbs.prepare import Prepared, prepare
 from chinchilla.verbs.stop import StopSignals
@@ -37,6 +40,9 @@ NEW_PLAN_ABOVE = 0.1
 """Share of the time left by which the rest of the steps must miss it to be planned anew."""
 
 SAMPLES = 12
+
+LATENCY_TEXTS = 5
+"""Test texts that are answered one by one, to see how long an answer takes."""
 
 
 class Progress(Monitor, Protocol):
@@ -76,6 +82,22 @@ def train(loaded: Loaded, progress: Progress, on_plan: Callable[[Plan], None] = 
     check_trackers(run.train.trackers)
     require_writable(run.runs)
     made, prepared = plan(run, progress.stage)
+    return begin(loaded, made, prepared, progress, on_plan)
+
+
+def begin(
+    loaded: Loaded,
+    made: Plan,
+    prepared: Prepared,
+    progress: Progress,
+    on_plan: Callable[[Plan], None] = lambda made: None,
+) -> TrainResult:
+    """Train a planned run into a new run folder.
+
+    Raises:
+        FaultError, StoppedError: as `train`.
+    """
+    run = loaded.run
     require_room(run.runs, _disk_bytes(made), f"{made.training.keep_checkpoints + 1} checkpoints and the model")
     on_plan(made)
     # From here on a signal leaves a run folder that can be resumed; until now it left none.
@@ -181,6 +203,7 @@ def _carry_out(
         {"task": made.task, "metrics": score.metrics},
     )
     measured["size_bytes"] = float((folder.model / "model.safetensors").stat().st_size)
+    measured["latency_s"] = _latency(prepared, model)
     for name, predicted in made.predicted.items():
         if name in measured:
             folder.log_prediction(name, predicted, measured[name], predicted.unit)
@@ -258,6 +281,13 @@ def _measured(made: Plan, outcome: Outcome, memory_bytes: int) -> dict[str, floa
         "memory_bytes": float(memory_bytes),
         "flops": outcome.tokens * made.flops_per_token,
     }
+
+
+def _latency(prepared: Prepared, model: Transformer) -> float:
+    """Median time of one answer, over some of the test texts."""
+    exam = RunExam(prepared.run, prepared.tokenizer, prepared.test)
+    (times,) = latencies([lambda text: exam.answer(model, text)], exam.sources[:LATENCY_TEXTS], 1)
+    return statistics.median(times)
 
 
 def _card(made: Plan, score: Score, outcome: Outcome) -> str:

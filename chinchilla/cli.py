@@ -87,16 +87,19 @@ def plan(
     example: Annotated[
         Literal["cluster"] | None, typer.Option(help="print a worked case instead: what four nodes are worth, and when")
     ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="draw what the plan was reckoned from")] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
     """Decide what to train for a budget, and say what it will cost and how good it will get."""
     if example is not None:
-        _example(words, budget, as_json)
+        _example(words, budget, plot, as_json)
         return
     loaded = _load(words, budget)
+    from chinchilla.verbs import plots
     from chinchilla.verbs.layouts import layouts, read
 
+    plots.check(plot, ".html")
     cluster = read(loaded.run)
     if dry_run:
         _dry(loaded)
@@ -109,12 +112,16 @@ def plan(
     target = sys.stderr if as_json else sys.stdout
     show(plan_table(made), target)
     told = made.model_dump(mode="json")
+    found = None
     if cluster is not None:
         from chinchilla.reporting.layout_tables import layout_table
 
         found = layouts(made, prepared.facts, cluster)
         show(layout_table(found), target)
         told["layouts"] = found.model_dump(mode="json")
+    if plot is not None:
+        plots.draw_plan(made, prepared.facts, found, plot)
+        _tell(f"drawn: {plot}")
     if as_json:
         _json(**told)
 
@@ -128,10 +135,10 @@ def _note_cluster(loaded: Loaded) -> None:
         logging.getLogger("chinchilla").warning("cluster: %s; training on this machine", NOT_BUILT)
 
 
-def _example(words: list[str] | None, budget: str | None, as_json: bool) -> None:
+def _example(words: list[str] | None, budget: str | None, plot: Path | None, as_json: bool) -> None:
     """The worked case of docs/math.md."""
-    if words or budget:
-        raise UsageError("--example prints a fixed case: give no recipe, settings or budget with it")
+    if words or budget or plot:
+        raise UsageError("--example prints a fixed case: give no recipe, settings, budget or --plot with it")
     from dataclasses import asdict
 
     from chinchilla.planning.example import cluster_example
@@ -372,15 +379,21 @@ def fit(
     ],
     approach: Annotated[int, typer.Option(min=1, max=3, help="1 envelope, 2 IsoFLOP parabolas, 3 law of the loss")] = 3,
     bootstraps: Annotated[int, typer.Option(min=100, help="refits that the intervals come from")] = 1000,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="draw the fit: a page (.html) or .svg")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit a scaling law to finished runs, and say how firmly they hold it."""
     from chinchilla.reporting.fit_tables import fit_tables
     from chinchilla.reporting.tables import show
     from chinchilla.verbs import fit as verb
+    from chinchilla.verbs import plots
 
+    plots.check(plot, ".html", ".svg")
     found = verb.fit(runs, approach, bootstraps)
     show(fit_tables(found), sys.stderr if as_json else sys.stdout)
+    if plot is not None:
+        plots.draw_fit(found, plot)
+        _tell(f"drawn: {plot}")
     if as_json:
         _json(**verb.as_json(found))
 

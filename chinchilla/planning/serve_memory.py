@@ -205,7 +205,8 @@ class _Work:
         inner = self.size * tokens * shape.ffn_dim
         made = 2 * inner if shape.activation in ("swiglu", "relu2") else inner
         mlp = stream + self.size * tokens * up_width(shape) + made
-        return (streams + 1) * stream + max(attention, mlp)
+        normed = stream if shape.norm_order == "pre" else 0
+        return streams * stream + normed + max(attention, mlp)
 
     def core(self, rows: int, length: int, keys: int, causal: bool) -> int:
         """What self-attention needs beside queries, keys, values and its output."""

@@ -127,8 +127,8 @@ def _stretch(
     rng: np.random.Generator,
 ) -> tuple[Array, Array]:
     """One stretch move of every walker along the line through another one (Goodman & Weare 2010, eq. 10)."""
-    count, size = walkers.shape
-    scale: Array = ((_STRETCH - 1) * rng.random(count) + 1) ** 2 / _STRETCH
+    count, size = len(walkers), walkers.shape[1]
+    scale = ((_STRETCH - 1) * rng.random(count) + 1) ** 2 / _STRETCH
     partner = others[rng.integers(len(others), size=count)]
     moved = partner + scale[:, None] * (walkers - partner)
     proposed = _log_density(moved, known, points, target)

@@ -29,7 +29,7 @@ from chinchilla.reporting.progress import Progress
 from chinchilla.reporting.sweep_tables import design_table, sweep_tables
 from chinchilla.reporting.tables import show
 from chinchilla.verbs.small_runs import Done, Ground, finished, small_plan, survey
-from chinchilla.verbs.sweep import proposed, sweep
+from chinchilla.verbs.sweep import preview, sweep
 from chinchilla.verbs.train import begin
 
 RESULTS = Path(__file__).parent / "results" / "sweep_ddtp.csv"
@@ -64,7 +64,7 @@ def main() -> int:
     with Progress() as progress:
         ground = _ground(said.out, said.budget, said.factor, said.settings, progress)
         if said.dry_run:
-            show(design_table(proposed(ground, finished(ground), 0.0)), sys.stdout)
+            show(design_table(preview(ground)), sys.stdout)
             return 0
         found = sweep(ground, progress, _show_design)
         show(sweep_tables(found), sys.stdout)

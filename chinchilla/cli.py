@@ -87,12 +87,17 @@ def plan(
     example: Annotated[
         Literal["cluster"] | None, typer.Option(help="print a worked case instead: what four nodes are worth, and when")
     ] = None,
+    law: Annotated[
+        Path | None, typer.Option(metavar="LAW.json", help="your own law, of `chinchilla sweep`: decides the size")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="draw what the plan was reckoned from")] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
     """Decide what to train for a budget, and say what it will cost and how good it will get."""
     if example is not None:
+        if law is not None:
+            raise UsageError("--example prints a fixed case: give no --law with it")
         _example(words, budget, plot, as_json)
         return
     loaded = _load(words, budget)
@@ -108,7 +113,7 @@ def plan(
     from chinchilla.verbs.plan import plan as make_plan
 
     with _progress() as progress:
-        made, prepared = make_plan(loaded.run, progress.stage)
+        made, prepared = make_plan(loaded.run, progress.stage, law)
     target = sys.stderr if as_json else sys.stdout
     show(plan_table(made), target)
     told = made.model_dump(mode="json")
@@ -396,6 +401,37 @@ def fit(
         _tell(f"drawn: {plot}")
     if as_json:
         _json(**verb.as_json(found))
+
+
+@app.command()
+def sweep(
+    words: Words = None,
+    budget: Budget = None,
+    target: Annotated[
+        str | None, typer.Option(help='time of the big run, like "8h"; absent: what is left of the budget')
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the sweep's folder; goes on with what is in it; TASK-sweep when absent")
+    ] = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Do a few small runs, fit your own scaling law, and plan the big run by it."""
+    loaded = _load(words, budget)
+    from chinchilla.reporting.sweep_tables import design_table, sweep_tables
+    from chinchilla.reporting.tables import show
+    from chinchilla.verbs import sweep as verb
+
+    with _progress() as progress:
+        ground = verb.survey(loaded, out, verb.read_target(target), progress.stage)
+        if dry_run:
+            made = verb.preview(ground)
+        else:
+            found = verb.sweep(ground, progress, lambda made: show(design_table(made), sys.stderr))
+    shown = sys.stderr if as_json else sys.stdout
+    show(design_table(made) if dry_run else sweep_tables(found), shown)
+    if as_json:
+        _json(**(verb.design_json(made) if dry_run else verb.as_json(found)))
 
 
 @app.command("laws")

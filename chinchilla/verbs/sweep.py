@@ -92,7 +92,7 @@ def sweep(ground: Ground, progress: Progress, on_design: Callable[[Design], None
     """
     require_writable(ground.out.parent)
     begun, before_s = time.perf_counter(), sum(run.time_s for run in finished(ground))
-    on_design(proposed(ground, finished(ground), before_s))
+    on_design(preview(ground))
     make_folder(ground.out)
     for path in unfinished(ground.out):
         _go_on(ground, path, progress)
@@ -103,6 +103,12 @@ def sweep(ground: Ground, progress: Progress, on_design: Callable[[Design], None
             return conclude(ground, done)
         _announce(found, len(done), progress)
         _train(ground, found.runs[0], done, progress)
+
+
+def preview(ground: Ground) -> Design:
+    """The small runs that a sweep would do now. Raises as `proposed`."""
+    done = finished(ground)
+    return proposed(ground, done, sum(run.time_s for run in done))
 
 
 def proposed(ground: Ground, done: tuple[Done, ...], spent_s: float) -> Design:

@@ -39,8 +39,8 @@ MOST_EPOCHS = 40
 
 PROBE_BATCH_TOKENS = 4_096
 
-PROMPT_TOKENS, ANSWER_TOKENS = 16, 100
-"""A typical request for text: a few words, continued as far as `chinchilla predict` does when it is not told."""
+PROMPT_TOKENS, ANSWER_TOKENS = 16, 32
+"""A typical request for text: a few words, and a line of answer; `verbs.exam` measures the same."""
 
 
 class Facts(Frozen):
@@ -71,7 +71,7 @@ class Facts(Frozen):
 
     @property
     def request(self) -> Request:
-        """A typical answer: a mean source and its translation, or a short prompt and what `chinchilla predict` adds."""
+        """A typical answer: a mean source and its translation, or a short prompt and a line more."""
         if self.task == "generate":
             new = min(ANSWER_TOKENS, self.max_len // 2)
             return Request(max(1, min(PROMPT_TOKENS, self.max_len - new)), max(1, new))

@@ -157,7 +157,7 @@ def test_an_encoder_has_no_answers() -> None:
 
 def test_a_typical_request_is_a_mean_example() -> None:
     assert HELP.request == Request(25, 30, 4)
-    assert WEB.request == Request(16, 100)
+    assert WEB.request == Request(16, 32)
     short = WEB.model_copy(update={"max_len": 20})
     assert short.request.prompt_len + short.request.new_tokens <= 20
 

@@ -2,12 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from chinchilla.config.errors import UsageError
 from chinchilla.config.load import load_run
 from chinchilla.planning.count import num_params
+from chinchilla.store import journal
+from chinchilla.store.run_folder import RunFolder
 from chinchilla.verbs.plan import timed
 from chinchilla.verbs.whatif import HERE, whatif
 
@@ -123,3 +126,12 @@ def test_a_latency_keeps_the_models_small(words):
     assert held.shape is not None
     assert held.predicted["latency_s"].p50 <= free.predicted["latency_s"].p50 / 2
     assert num_params(held.shape) < num_params(free.shape)
+
+
+def test_the_time_of_an_answer_is_measured_after_training(train_tiny):
+    """And kept beside what was predicted; the memory of serving is not measured, and not in the ledger."""
+    trained = train_tiny("budget.time=60", "train.steps=5", "train.probes=false")
+    names = {line["name"]: line for line in journal.read(RunFolder.open(Path(trained["run"])).ledger)}
+    assert names["latency_s"]["measured"] == trained["measured"]["latency_s"] > 0
+    assert "serve_memory_bytes" in trained["predicted"]
+    assert "serve_memory_bytes" not in names

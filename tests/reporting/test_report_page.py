@@ -74,6 +74,8 @@ def test_a_finished_run_shows_everything(run: RunFolder) -> None:
         "validation loss 2.290 predicted 2.21 – 2.62",
         "predictions kept 6 of 7",
         "best loss of 5 probed shapes after 20 s each",
+        "How it was planned Roofline",
+        "Memory over a step",
         "214 ms [198 ms – 231 ms] 221 ms -3.2 % yes",
         "Klicken Sie auf die Schaltfläche, um das Dialogfeld zu öffnen.",
         "checkpoint 4",

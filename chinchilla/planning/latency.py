@@ -19,7 +19,7 @@ from chinchilla.planning.machine import matmul_rate
 SPREAD = 0.5
 """Relative spread of an answer's time."""
 
-# What follows was fitted to 32 answers of 7 models (1 to 100 million parameters) on one thread of one CPU
+# What follows was fitted to 32 answers of 10 models (0.9 to 124 million parameters), one thread of one CPU
 # (bench/latency_model.py tells how well it holds). On another machine these are rules of thumb.
 
 OPS_A_LAYER = 100

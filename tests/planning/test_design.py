@@ -57,16 +57,16 @@ def ten_runs():
 
 
 def test_intervals_hold_the_loss_of_a_larger_run_as_often_as_they_say():
-    # 10 laws with 1 % noise: intervals that held 90 % hold six or fewer in one case of eighty.
+    # Six laws with 1 % noise: intervals that held 90 % hold three or fewer in one case of sixty.
     rng, held, widths = np.random.default_rng(1), 0, []
-    for seed in range(10):
+    for seed in range(6):
         law = drawn_law(rng)
         loss = law(SIZES, TOKENS) * np.exp(0.01 * rng.standard_normal(len(SIZES)))
         found = posterior(Points.of(SIZES, TOKENS), loss, PRIORS["generate"], seed).losses(*BIG)
         low, high = np.percentile(found, (5, 95))
         held += low <= law(*BIG) * np.exp(0.01 * rng.standard_normal()) <= high
         widths.append(width_90(found))
-    assert held >= 7
+    assert held >= 4
     assert np.mean(widths) < 0.08
 
 
@@ -137,7 +137,7 @@ def test_a_design_beats_random_ones_of_the_same_time_and_says_how_well(prior_dra
     found = design(EVERYTHING, NONE, prior_draws, BIG, 600)
     assert found.width == pytest.approx(independent_width(found.runs, prior_draws, BIG), rel=1e-4)
     rng = np.random.default_rng(0)
-    for _ in range(15):
+    for _ in range(6):
         others, spent = [], 0.0
         for index in rng.permutation(len(EVERYTHING)):
             if len(others) < designing.MOST_RUNS and spent + EVERYTHING[index].time_s <= 600:
@@ -146,7 +146,7 @@ def test_a_design_beats_random_ones_of_the_same_time_and_says_how_well(prior_dra
         assert found.width < independent_width(others, prior_draws, BIG)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(time_s=st.floats(1, 2000), most=st.integers(1, 12), least=st.integers(0, 6))
 def test_a_design_keeps_to_its_time_and_number(prior_draws, time_s, most, least):
     found = design(EVERYTHING, NONE, prior_draws, BIG, time_s, least, most)

@@ -192,9 +192,8 @@ def planned(task: str, contender: Contender, threads: int) -> float:
     whole = BATCHES[task]
     rows = Batch(whole.size // threads, whole.source_len, whole.target_len, packed=task == "encoder-decoder")
     shape = make_shape(task, contender.kind)
-    counted = memory(shape, rows, contender.precision, contender.optimizer, accumulation=threads)
-    side_by_side = (threads - 1) * (counted.saved + counted.logits + counted.state.gradients)
-    return counted.peak - counted.state.copies + side_by_side
+    counted = memory(shape, rows, contender.precision, contender.optimizer, accumulation=threads, workers=threads)
+    return counted.peak - counted.state.copies
 
 
 def processor() -> str:

@@ -76,8 +76,7 @@ class Plan(Frozen):
 
     `predicted` holds, where it applies: `step_time_s`, `train_time_s`, `tokens`, `loss` (validation,
     nats a token), `memory_bytes` (peak resident), `size_bytes` (weights on disk), `flops`, `latency_s` (one typical
-    answer), `serve_memory_bytes` (while it is made); `money`, `energy_j` and `co2_g` of planning and training, where
-    price, power and emissions are known.
+    answer); `money`, `energy_j` and `co2_g` of planning and training, where price, power and emissions are known.
     """
 
     task: TaskName

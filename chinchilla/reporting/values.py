@@ -22,7 +22,6 @@ NAMES = {
     "latency_p90_s": "latency p90",
     "flops": "training FLOPs",
     "latency_s": "one answer",
-    "serve_memory_bytes": "memory of serving",
     "energy_j": "energy",
     "co2_g": "CO2",
 }

@@ -224,7 +224,6 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
             "size_bytes": Estimate.around(4 * num_params, 0.01, "bytes", "measured"),
             "flops": Estimate.around(tokens * flops_per_token, spread, "FLOP", step_s.source),
             "latency_s": answer_time(shape, facts.request, machine).estimate(),
-            "serve_memory_bytes": Estimate.around(serving_bytes(shape, facts.request), 0.1, "bytes", "guess"),
             **cost.costs(cost.later(train_time_s, elapsed_s), known_tariff(run, machine)),
         },
         decisions=tuple(_decisions(run, prepared, machine, training, choice, saving, tokens, memory_bytes)),
@@ -329,7 +328,8 @@ def _decisions(
     norm = "as the recipe says" if run.model.norm else "LayerNorm's kernel is 4× RMSNorm's on CPUs"
     cut = search.left_out(facts, machine, run.limits, run.model) if choice.probes else ""
     why = "; ".join(filter(None, (choice.reason, cut)))
-    answer_s = answer_time(shape, facts.request, machine).total_s
+    answer = f"{show_time(answer_time(shape, facts.request, machine).total_s)}, "
+    answer += show_bytes(serving_bytes(shape, facts.request))
     rows = (
         # name, value, key, why
         ("model", f"{layers} layers of {shape.dim}, {show_count(count.num_params(shape))}", "", why),
@@ -367,7 +367,7 @@ def _decisions(
             saving.reason,
         ),
         ("peak memory", show_bytes(memory_bytes.p50), "", "this process, the model's state, a step's micro-batches"),
-        ("one answer", show_time(answer_s), "", f"{told_request(facts.request)}, alone, in fp32 on this machine"),
+        ("one answer", answer, "", f"{told_request(facts.request)}, alone, in fp32 on this machine"),
     )
     said = {name for name, value in run.train.model_dump().items() if value is not None}
     return [

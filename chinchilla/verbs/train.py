@@ -204,8 +204,10 @@ def _carry_out(
     )
     measured["size_bytes"] = float((folder.model / "model.safetensors").stat().st_size)
     measured["latency_s"] = _latency(prepared, model)
+    if "money" in made.predicted:
+        measured["money"] = _spent(made, outcome)
     for name, predicted in made.predicted.items():
-        if name in measured:
+        if name in measured:  # nothing counts what was drawn: energy is as declared
             folder.log_prediction(name, predicted, measured[name], predicted.unit)
     _write_results(folder, score, outcome, measured)
     folder.log_event("finished", steps=outcome.steps, train_time_s=outcome.train_time_s)
@@ -281,6 +283,12 @@ def _measured(made: Plan, outcome: Outcome, memory_bytes: int) -> dict[str, floa
         "memory_bytes": float(memory_bytes),
         "flops": outcome.tokens * made.flops_per_token,
     }
+
+
+def _spent(made: Plan, outcome: Outcome) -> float:
+    """Money for planning and training, at the price that the plan was made with."""
+    planned_s = made.planning_time_s + _planned(made, "train_time_s").p50
+    return _planned(made, "money").p50 * (made.planning_time_s + outcome.train_time_s) / planned_s
 
 
 def _latency(prepared: Prepared, model: Transformer) -> float:

@@ -128,10 +128,13 @@ def test_a_latency_keeps_the_models_small(words):
     assert num_params(held.shape) < num_params(free.shape)
 
 
-def test_the_time_of_an_answer_is_measured_after_training(train_tiny):
-    """And kept beside what was predicted; the memory of serving is not measured, and not in the ledger."""
-    trained = train_tiny("budget.time=60", "train.steps=5", "train.probes=false")
-    names = {line["name"]: line for line in journal.read(RunFolder.open(Path(trained["run"])).ledger)}
-    assert names["latency_s"]["measured"] == trained["measured"]["latency_s"] > 0
-    assert "serve_memory_bytes" in trained["predicted"]
-    assert "serve_memory_bytes" not in names
+def test_the_time_of_an_answer_and_the_money_are_compared_after_training(train_tiny):
+    """Energy is not: nothing counts it."""
+    prices = ("machine.price_per_hour=36", "machine.watts=50")
+    trained = train_tiny("budget.time=60", "train.steps=5", "train.probes=false", *prices)
+    folder = RunFolder.open(Path(trained["run"]))
+    lines = {line["name"]: line for line in journal.read(folder.ledger)}
+    assert lines["latency_s"]["measured"] == trained["measured"]["latency_s"] > 0
+    spent_s = json.loads(folder.plan_json.read_text())["planning_time_s"] + trained["measured"]["train_time_s"]
+    assert lines["money"]["measured"] == pytest.approx(spent_s / 100)
+    assert set(trained["predicted"]) - set(lines) == {"energy_j"}

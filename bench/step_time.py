@@ -3,10 +3,11 @@
     python bench/step_time.py               writes bench/results/step_time.csv; about two minutes of CPU time
     python bench/step_time.py --refit       predicts anew from the times in that table
 
-The calibration is `chinchilla measure`'s own (`parallel/calibrate.py`): ten models of 0.4 to 6 million parameters. The
-held-out ones have up to 4 times the parameters of its largest. All take turns of one step of the trainer, one thread,
-CPU time; each counts with the median of its rounds. `error` is predicted / measured - 1 of the whole step, `noise`
-the longest step over the shortest, less 1. Calibration rows show the fit itself, held-out rows what it foretells.
+The calibration is `chinchilla measure`'s own (`parallel/calibrate.py`): ten models of 0.9 to 5.2 million parameters.
+The held-out ones have up to 4.4 times as many as its largest. All take turns of two steps of the trainer, the first not
+counted, one thread, CPU time; each counts with the median of its rounds. `error` is predicted / measured - 1 of the
+whole step, `noise` the longest step over the shortest, less 1. Calibration rows show the fit itself, held-out rows what
+it foretells.
 """
 
 import argparse

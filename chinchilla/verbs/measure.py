@@ -86,9 +86,12 @@ def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
 
 def _compile_time() -> float:
     """Seconds that the first step of one compiled block takes beyond a later one, with no cache to help."""
+    # Its import takes seconds, and is part of the first step anyway.
+    from torch._inductor.utils import fresh_cache
+
     trainer = _trainer(make_case(64, (0, 1), 256, (4, 64), "fp32", "adamw"), 1, compiled=True)
     steps = trainer.steps()
-    with torch._inductor.config.patch(force_disable_caches=True):
+    with fresh_cache():
         first_s = _seconds(lambda: next(steps), time.perf_counter)
     return max(0.0, first_s - _seconds(lambda: next(steps), time.perf_counter))
 

@@ -179,9 +179,13 @@ def limit_files(size_bytes: int) -> None:
 
 
 def train_with_limited_files(folder: Path, until: str) -> None:
-    hooks = {"at6": lambda: limit_files(20_000), until: lambda: limit_files(resource.RLIM_INFINITY)}
+    def lift() -> None:
+        trainer.saver.wait()  # the save of step 8 is written aside: it must meet the limit
+        limit_files(resource.RLIM_INFINITY)
+
+    trainer = make_trainer(folder, monitor=Hook(**{"at6": lambda: limit_files(20_000), until: lift}))
     try:
-        make_trainer(folder, monitor=Hook(**hooks)).run()
+        trainer.run()
     except FaultError as error:
         (folder / "error").write_text(str(error))
         sys.exit(error.exit_code)

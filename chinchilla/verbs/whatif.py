@@ -23,13 +23,13 @@ from chinchilla.planning.cost import Tariff, costs, in_time
 from chinchilla.planning.count import flops_per_token, num_params
 from chinchilla.planning.latency import answer_time
 from chinchilla.planning.laws import BESIROGLU, effective_tokens, law_loss
-from chinchilla.planning.machine import SPREAD, step_time
+from chinchilla.planning.machine import step_time
 from chinchilla.planning.room import Room
 from chinchilla.training.allocator import used_bytes
 from chinchilla.training.workers import worker_count
 from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE, draft_training, known_tariff, measured_machine
 from chinchilla.verbs.prepare import Prepared, prepare
-from chinchilla.verbs.probes import PEAK_SHARE, PROBE_SHARE
+from chinchilla.verbs.probes import GAPS, PEAK_SHARE, PROBE_SHARE
 
 Tell = Callable[[str], None]
 
@@ -45,8 +45,8 @@ FALL: dict[TaskName, float] = {"translate": 0.30, "generate": 0.105}
 LOSS_SPREAD, SPREAD_A_DECADE, LAST_TOKENS = 0.35, 0.15, 1e7
 """Relative spread of that loss, and what each decade beyond the runs behind it adds."""
 
-GAPS, MEMORY_SPREAD = 1.3, 0.3
-"""What the allocator holds for each byte of tensors on a CPU, and the relative spread of the whole."""
+MEMORY_SPREAD = 0.3
+"""Relative spread of the memory of a run that nothing was probed for."""
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,11 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
         if by_law
         else _by_rule(flops, time_s, run, prepared, machine, room)
     )
-    step_s = step_time(shape, room.batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
+    timed_step = step_time(shape, room.batch, machine, draft.precision, draft.optimizer, draft.accumulation)
+    step_s = timed_step.estimate()
     step_tokens = room.batch.loss_rows * draft.accumulation
     token_flops = flops_per_token(shape, room.batch)
-    training = draft.model_copy(update={"steps": _steps(run, step_s, step_tokens * token_flops, by_law)})
+    training = draft.model_copy(update={"steps": _steps(run, step_s.p50, step_tokens * token_flops, by_law)})
     predicted = {
         **_course(run, training.steps, step_s, step_tokens, token_flops, by_law),
         "loss": _loss(shape, training.steps * step_tokens, prepared, by_law),
@@ -199,25 +200,29 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
     }
     predicted |= costs(predicted["time_s"], tariff)
     basis = f"{BESIROGLU.name} law" if by_law else "rules of thumb for small runs"
+    timing = "steps measured on" if step_s.source == "measured" else "roofline of"
     fits = "" if room.way(shape) is not None else "; does not fit its memory"
-    return Case(
-        name, f"{basis}; roofline of {machine.name}, {machine.threads} threads{fits}", shape, training, predicted
-    )
+    return Case(name, f"{basis}; {timing} {machine.name}, {machine.threads} threads{fits}", shape, training, predicted)
 
 
 def _course(
-    run: Run, steps: int, step_s: float, step_tokens: int, token_flops: float, by_law: bool
+    run: Run, steps: int, step_s: Estimate, step_tokens: int, token_flops: float, by_law: bool
 ) -> dict[str, Estimate]:
     """Time, tokens and FLOPs. A clock that is set leaves the tokens open, and the other way round."""
     clock_s = None if run.train.steps else run.budget.time
-    time_s, tokens = clock_s or steps * step_s / _useful(by_law), steps * step_tokens
-    open_time, open_tokens = (SPREAD, 0.0) if clock_s is None else (0.0, SPREAD)
-    return {
-        "step_time_s": Estimate.around(step_s, SPREAD, "s", "guess"),
-        "time_s": Estimate.around(time_s, open_time, "s", "guess"),
-        "tokens": Estimate.around(tokens, open_tokens, "tokens", "guess"),
-        "flops": Estimate.around(tokens * token_flops, open_tokens, "FLOP", "guess"),
-    }
+    tokens = steps * step_tokens
+    if clock_s is None:
+        time_s, slowest, fastest = _scaled(step_s, steps / _useful(by_law), "s"), 1.0, 1.0
+    else:
+        time_s = Estimate.around(clock_s, 0.0, "s", step_s.source)
+        slowest, fastest = step_s.p50 / step_s.p90, step_s.p50 / step_s.p10
+    seen = Estimate(p10=tokens * slowest, p50=tokens, p90=tokens * fastest, unit="tokens", source=step_s.source)
+    return {"step_time_s": step_s, "time_s": time_s, "tokens": seen, "flops": _scaled(seen, token_flops, "FLOP")}
+
+
+def _scaled(estimate: Estimate, factor: float, unit: str) -> Estimate:
+    low, middle, high = (factor * value for value in (estimate.p10, estimate.p50, estimate.p90))
+    return Estimate(p10=low, p50=middle, p90=high, unit=unit, source=estimate.source)
 
 
 def _loss(shape: Shape, tokens: float, prepared: Prepared, by_law: bool) -> Estimate:

@@ -145,3 +145,17 @@ def test_the_rule_of_thumb_for_losses_falls_with_what_tokens_are_worth():
     assert small_loss("generate", 4000, 1e6, 1e7).p50 > once.p50
     far = small_loss("translate", 4000, 1e9, 1e9)
     assert far.p90 / far.p50 > once.p90 / once.p50
+
+
+def test_a_step_that_was_fitted_to_real_ones_is_told_so(compare, monkeypatch):
+    """Its spread and source go on to the tokens, whose p10 is what the slowest steps leave."""
+
+    class Fitted:
+        def estimate(self):
+            return Estimate(p10=0.08, p50=0.1, p90=0.2, unit="s", source="measured")
+
+    monkeypatch.setattr(verb, "step_time", lambda *args: Fitted())
+    (case, _) = compare("budget.time=2m", "--against", "budget.time=3m")
+    tokens = case["predicted"]["tokens"]
+    assert "steps measured on" in case["basis"] and tokens["source"] == "measured"
+    assert (tokens["p10"] / tokens["p50"], tokens["p90"] / tokens["p50"]) == pytest.approx((0.5, 1.25))

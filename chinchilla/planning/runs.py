@@ -174,10 +174,10 @@ def _row(place: str, record: Mapping[str, Any]) -> _Row:
     return _Row(place, {name: _number(place, name, record[name]) for name in names})
 
 
-def _number(place: str, name: str, written: object) -> float:
+def _number(place: str, name: str, written: Any) -> float:
     """A positive, finite number."""
     try:
-        value = math.nan if isinstance(written, bool) else float(written)  # type: ignore[arg-type]
+        value = math.nan if isinstance(written, bool) else float(written)
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not (math.isfinite(value) and value > 0):

@@ -48,13 +48,13 @@ DIM, LAYERS = 256, 4
 TURN = 10
 """Steps that a contender takes before it is the next one's turn."""
 
-RATES = (0.5, 1.0, 2.0)
+RATES = (0.5, 1.0, 2.0, 4.0)
 """Factors on each contender's own usual rate that the tuning tries."""
 
 TUNING = 0.2
 """Length of a tuning run, as a share of the race."""
 
-SHARES = (0.4, 0.55, 0.7)
+SHARES = (0.5, 0.7)
 """Lengths of the default recipe's runs, as shares of AdamW's."""
 
 Row = dict[str, Any]
@@ -282,16 +282,19 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows = (race if arguments.what == "race" else trials)(arguments.minutes, arguments.seeds)
     out = RESULTS / ("time_to_loss.csv" if arguments.what == "race" else "time_to_loss_trials.csv")
-    write(out, [{"torch": torch.__version__, "threads": arguments.threads} | row for row in rows], arguments.append)
+    if not arguments.append:
+        out.unlink(missing_ok=True)
+    for row in rows:
+        write(out, {"torch": torch.__version__, "threads": arguments.threads} | row)
 
 
-def write(out: Path, rows: Sequence[Row], append: bool) -> None:
-    """The rows as CSV, under its head where the file is new."""
-    with out.open("a" if append else "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+def write(out: Path, row: Row) -> None:
+    """One more row of a CSV, under its head where the file is new: a race that is cut off keeps its finished seeds."""
+    with out.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row))
         if file.tell() == 0:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -21,24 +21,31 @@ from chinchilla.config.units import Count, EnergyJ, Flops, LatencyS, Number, Siz
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Files = Path | tuple[Path, ...]
+DataFormat = Literal["tsv", "csv", "jsonl", "parquet", "text", "folder", "idx", "cifar", "medmnist", "coco", "voc"]
 
 
 class Data(Frozen):
     """Where the examples are. Paths in a file are relative to that file.
 
-    `train`, `valid` and `test` each name one file, or two parallel text files (source, target).
+    `train`, `valid` and `test` each name one file or folder, or two that belong together: parallel texts (source,
+    target), images and their labels (idx), annotations and the folder of their images (COCO, VOC).
     `valid` and `test` are cut from `train` when absent: seeded, by group, never by line.
     """
 
-    train: Files = Field(description="a TSV, JSONL, Parquet or text file; or two parallel text files")
+    train: Files = Field(description="a file or folder, or two that belong together")
     valid: Files | None = None
     test: Files | None = None
-    format: Literal["tsv", "jsonl", "parquet", "text"] | None = Field(
-        None, description="by the file's ending when absent"
-    )
-    source: str = Field("source", description="column of the text to translate (JSONL, Parquet)")
-    target: str = Field("target", description="column of its translation (JSONL, Parquet)")
-    text: str = Field("text", description="column of the text (JSONL, Parquet)")
+    format: DataFormat | None = Field(None, description="by the file's ending when absent")
+    source: str = Field("source", description="column of the text to translate or summarise (JSONL, Parquet)")
+    target: str = Field("target", description="column of its translation or summary (JSONL, Parquet)")
+    text: str = Field("text", description="column of the text (CSV, JSONL, Parquet)")
+    label: str = Field("label", description="column of the class (CSV, JSONL, Parquet)")
+    positive: str | None = Field(None, description="the class that scores are for, where there are two: the rarer one")
+    messages: str = Field("messages", description="column of a conversation's messages, each a role and a content")
+    user: str = Field("user", description="column naming who (recommend)")
+    item: str = Field("item", description="column naming what (recommend)")
+    time: str = Field("time", description="column saying when (recommend); a number or a date")
+    ignore: tuple[str, ...] = Field((), description="columns of a table to leave out")
     group: str = Field("group", description="column naming the document a row belongs to, for splitting")
     invalid: Literal["refuse", "skip"] = Field(
         "refuse",

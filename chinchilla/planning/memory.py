@@ -97,8 +97,7 @@ def memory(
     Phases: the forward pass, the backward pass of each part, the update, and a validation that finds new best weights.
     With `recompute` a block's activations live during its own backward pass only, and its input all the time.
     `workers` threads each take their share of the `accumulation` micro-batches, all at the same phase at worst. Each
-    backward pass makes all gradients anew (`training.workers`), from a worker's second one on beside their sum, from
-    its third on beside those of the pass before too.
+    backward pass makes all gradients anew (`training.workers`), from a worker's second one on beside their sum.
     """
     held = state(shape, optimizer, ema)
     work = parts(shape, batch, precision, dropout)
@@ -106,8 +105,7 @@ def memory(
     saved = sum(part.kept for part in work) - sum(again.values())
     logits = _logits(shape, batch, precision)
     base = held.total - held.gradients
-    passes = -(-accumulation // workers)
-    summed = min(passes - 1, 2) * held.gradients
+    summed = held.gradients if accumulation > workers else 0
     cast = sum(op.kept for part in work if _block(part) for op in part.ops if op.operator == "matrix copy")
     phases = {"forward": base + workers * (summed + saved + logits + (cast if recompute else 0))}
     phases |= {name: base + workers * (summed + size) for name, size in _backward(work, saved, again)}

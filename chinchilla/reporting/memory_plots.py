@@ -78,7 +78,7 @@ def moments(shape: Shape, batch: Batch, training: Training, device: str) -> list
     held, work = made.state, parts(shape, batch, training.precision, dropout)
     stored = [_stored(part, shape, batch, training) for part in work]
     empty = Moment("", held.weights, held.optimizer, held.copies + held.tables)
-    summed = workers * min(-(-training.accumulation // workers) - 1, 2) * held.gradients
+    summed = workers * held.gradients if training.accumulation > workers else 0
     begun = replace(empty, gradients=summed)
     found = [
         replace(begun, phase=f"forward of {part.name}", activations=workers * size)

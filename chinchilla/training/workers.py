@@ -101,5 +101,6 @@ def _gradients(model: Transformer, batches: Sequence[Batch], loss: Callable[[Tra
             torch._foreach_add_(total, new)
         else:
             total = new
+        del new  # or they would live until the next batch's are made
         nats += float(found.plain)
     return Gradients(total, nats)

@@ -307,7 +307,7 @@ def test_gradients_of_later_micro_batches_stand_beside_the_sum(micro_batches: in
     measured = gradients_peak(shape, batch, "fp32", micro_batches, False)
     passes = max(size for phase, size in counted.phases.items() if phase not in ("update", "validation"))
     assert passes - base == pytest.approx(measured, rel=0.01)
-    assert measured > micro_batches * counted.state.gradients
+    assert 2 * counted.state.gradients < measured < 3 * counted.state.gradients
 
 
 def test_workers_each_have_activations_and_gradients() -> None:

@@ -71,6 +71,21 @@ class Probe(Frozen):
     predicted_loss: float | None = None
 
 
+class Rows(Frozen):
+    """The rows that the plan's batches are made of, and what a typical answer is reckoned from.
+
+    Lengths are positions: means of a source's rows (0 without one) and a target's, and the longest of both. `padding`
+    is the share of positions without a token; `beam_size` answers are looked for side by side.
+    """
+
+    num_examples: int
+    mean_source_len: float
+    mean_target_len: float
+    max_len: int
+    padding: float = 0.0
+    beam_size: int = 4
+
+
 class Plan(Frozen):
     """A complete plan: the model, its training, predictions with their source, and a reason for each choice.
 
@@ -91,6 +106,7 @@ class Plan(Frozen):
     predicted: dict[str, Estimate]
     decisions: tuple[Decision, ...]
     probes: tuple[Probe, ...] = ()
+    rows: Rows | None = Field(default=None, description="not kept by the first plans")
     corrections: dict[str, Correction] = Field(
         default={}, description="put on `predicted` by `chinchilla audit --save`"
     )

@@ -16,6 +16,7 @@ from chinchilla.planning.count import Batch, Product, products, typical_batch
 from chinchilla.planning.layout import Layouts
 from chinchilla.planning.machine import ATTENTION_SHARE, matmul_rate, step_time
 from chinchilla.planning.operators import BYTES
+from chinchilla.planning.rows import facts_of
 from chinchilla.reporting.canvas import FIRST, INK, MUTED, drawing, figure, svg
 from chinchilla.reporting.layout_plots import layout_chart
 from chinchilla.reporting.memory_plots import memory_chart, moments
@@ -54,11 +55,14 @@ class Operator:
 
 
 def plan_batch(plan: Plan) -> Batch:
-    """A micro-batch of the plan's tokens in full rows of the model's longest: a plan does not keep its data's lengths.
+    """A typical micro-batch of the plan.
 
-    Packed pairs have one side a little shorter and a few per cent of padding, which take from each other.
+    Of a plan that did not keep its rows: in full rows of the model's longest. Packed pairs have one side a little
+    shorter and a few per cent of padding, which take from each other.
     """
     shape, tokens = plan.shape, plan.training.batch_tokens / plan.training.accumulation
+    if (facts := facts_of(plan)) is not None:
+        return facts.batch(tokens)
     source_len = shape.max_len if shape.num_encoder_layers else 0
     target_len = shape.max_len if shape.num_decoder_layers else 0
     found = typical_batch(tokens, source_len, target_len)

@@ -23,6 +23,7 @@ from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.latency import answer_time
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.own_law import read_law
+from chinchilla.planning.rows import rows_of
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
 from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs import layouts
@@ -228,6 +229,7 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
         },
         decisions=tuple(_decisions(run, prepared, machine, training, choice, saving, tokens, memory_bytes)),
         probes=choice.probes,
+        rows=rows_of(facts),
         planning_time_s=elapsed_s,
         budget_time_s=run.budget.time,
         budget_flops=run.budget.flops,

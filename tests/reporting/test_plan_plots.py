@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from reporting_fakes import make_machine, make_plan, make_shape, make_training
 
 from chinchilla.config.machine import MatmulRate
+from chinchilla.config.plan import Rows
 from chinchilla.planning.count import Batch, flops, flops_per_token
 from chinchilla.planning.example import cluster_example
 from chinchilla.planning.machine import step_time
@@ -164,7 +165,16 @@ def test_a_machine_without_rates_of_the_plans_precision_has_no_roofline() -> Non
     assert titles == ["Memory over a step"]
 
 
-def test_the_batch_of_a_plan_is_its_tokens_in_full_rows() -> None:
+def test_the_batch_of_a_plan_is_that_of_its_data() -> None:
+    rows = Rows(num_examples=9, mean_source_len=100, mean_target_len=90, max_len=100, padding=0.1)
+    plan = make_plan().model_copy(update={"rows": rows})
+    batch = plan_plots.plan_batch(plan)
+    assert (batch.source_len, batch.target_len, batch.packed) == (100, 90, True)
+    assert batch.loss_rows == pytest.approx(plan.training.batch_tokens, rel=0.5 / batch.size)
+    assert batch.loss_rows == round(0.9 * batch.target_rows)
+
+
+def test_the_batch_of_a_plan_without_rows_is_its_tokens_in_full_rows() -> None:
     plan = make_plan()
     batch = plan_plots.plan_batch(plan)
     assert (batch.source_len, batch.target_len) == (plan.shape.max_len, plan.shape.max_len)

@@ -9,9 +9,10 @@ import pytest
 from chinchilla.config.errors import UsageError
 from chinchilla.config.load import load_run
 from chinchilla.planning.count import num_params
+from chinchilla.planning.rows import facts_of
 from chinchilla.store import journal
 from chinchilla.store.run_folder import RunFolder
-from chinchilla.verbs.plan import timed
+from chinchilla.verbs.plan import plan, timed
 from chinchilla.verbs.whatif import HERE, whatif
 
 USAGE, BUDGET = 2, 4
@@ -54,6 +55,11 @@ def test_a_plan_for_money_is_one_for_the_time_it_buys_and_tells_what_it_costs(wo
     assert predicted["latency_s"]["source"] == "guess"
     (model,) = [line for line in plan["decisions"] if line["name"] == "model"]
     assert model["reason"].endswith("; limits.latency 10 s rules out 0 of 1 shapes")
+
+
+def test_a_plan_keeps_the_facts_that_it_was_made_from(words):
+    made, prepared = plan(load_run(None, [*words, *SHAPE, "budget.time=30s"]).run)
+    assert facts_of(made) == prepared.facts
 
 
 def test_energy_at_a_power_is_the_time_it_lasts(words, tmp_path):

@@ -1,8 +1,8 @@
 """The shape of a model: everything needed to build it, count it and load it again."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from chinchilla.config.frozen import Frozen
 
@@ -13,11 +13,53 @@ NormOrder = Literal["pre", "post"]
 Activation = Literal["gelu", "swiglu", "relu2", "silu", "relu"]
 
 
+class ImageStem(Frozen):
+    """Images as a sequence: convolutions of stride 2 down to one position for each `patch` × `patch` pixels."""
+
+    kind: Literal["image"] = "image"
+    height: PositiveInt
+    width: PositiveInt
+    channels: PositiveInt = 3
+    patch: Literal[2, 4, 8, 16] = 4
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.height % self.patch or self.width % self.patch:
+            raise ValueError(f"{self.height}x{self.width} pixels do not cut into patches of {self.patch}")
+        return self
+
+    @property
+    def num_positions(self) -> int:
+        """Patches, and the class token before them."""
+        return 1 + (self.height // self.patch) * (self.width // self.patch)
+
+
+class TableStem(Frozen):
+    """A table's row as a sequence, a position a column: first the numbers, then the categories.
+
+    `cardinalities` count each category column's codes: 0 is missing, 1 unknown.
+    """
+
+    kind: Literal["table"] = "table"
+    num_numeric: NonNegativeInt
+    cardinalities: tuple[PositiveInt, ...] = ()
+
+    @property
+    def num_positions(self) -> int:
+        """Columns, and the class token before them."""
+        return 1 + self.num_numeric + len(self.cardinalities)
+
+
+Stem = Annotated[ImageStem | TableStem, Field(discriminator="kind")]
+
+
 class Shape(Frozen):
     """The shape of one `Transformer`.
 
     Encoder-decoder, decoder-only and encoder-only differ only in which of `num_encoder_layers` and
-    `num_decoder_layers` is zero. Source and target share one embedding table.
+    `num_decoder_layers` is zero. Source and target share one embedding table. A `stem` takes the table's place where
+    the source is no tokens. With `num_classes` the head chooses among those instead of the vocabulary, at the position
+    of a class token: the first of each example.
     """
 
     vocab_size: PositiveInt
@@ -43,6 +85,8 @@ class Shape(Frozen):
     bias: bool = False
     embed_norm: bool = False
     embed_scale: bool = False
+    stem: Stem | None = None
+    num_classes: NonNegativeInt = 0
     tied_embeddings: bool = True
     head_bias: bool = False
     reconstruct: bool = False
@@ -57,8 +101,24 @@ class Shape(Frozen):
             raise ValueError("the number of layers cannot be negative")
         if self.num_encoder_layers + self.num_decoder_layers == 0:
             raise ValueError("a model needs an encoder or a decoder layer")
+        if self.stem is not None and not (self.num_classes and self.num_encoder_layers and not self.num_decoder_layers):
+            raise ValueError("a stem needs an encoder alone, and num_classes")
+        if self.stem is not None and self.reconstruct:
+            raise ValueError("feature reconstruction needs tokens, and a stem takes none")
+        if self.stem is not None and self.stem.num_positions > self.max_len:
+            raise ValueError(f"max_len ({self.max_len}) is below the stem's {self.stem.num_positions} positions")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.position == "rotary" and self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, not {self.head_dim}")
         return self
+
+    @property
+    def num_outputs(self) -> int:
+        """What the head chooses among: classes, or tokens."""
+        return self.num_classes or self.vocab_size
+
+    @property
+    def tied_head(self) -> bool:
+        """Whether the head's matrix is the embedding table."""
+        return self.tied_embeddings and not self.num_classes

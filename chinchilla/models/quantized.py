@@ -266,8 +266,8 @@ def _int8_form(module: nn.Module, model: Transformer) -> nn.Module:
         case nn.Embedding():
             return Int8Embedding(to_rows(module.weight))
         case TokenHead():
-            tokens: nn.Module = model.embed.tokens
-            if model.shape.tied_embeddings and isinstance(tokens, Int8Embedding):
+            tokens = getattr(model.embed, "tokens", None)
+            if model.shape.tied_head and isinstance(tokens, Int8Embedding):
                 bias = None if module.bias is None else module.bias.detach()
                 return Int8Head(Int8Rows(tokens.weight, tokens.scale, bias), shared=True)
             return Int8Head(to_rows(module.weight, module.bias))

@@ -17,6 +17,7 @@ from chinchilla.models.embed import Embed
 from chinchilla.models.head import Reconstruction, TokenHead
 from chinchilla.models.norm import make_norm
 from chinchilla.models.position import rotation
+from chinchilla.models.stem import Stem, make_stem
 
 
 class Output(NamedTuple):
@@ -90,12 +91,14 @@ class Transformer(nn.Module):
     def __init__(self, shape: Shape, dropout: float = 0.0) -> None:
         super().__init__()
         self.shape = shape
-        self.embed = Embed(shape, dropout)
+        self.embed: Embed | Stem = (
+            Embed(shape, dropout) if shape.stem is None else make_stem(shape, shape.stem, dropout)
+        )
         has_encoder, has_decoder = shape.num_encoder_layers > 0, shape.num_decoder_layers > 0
         self.encoder = Stack(shape, shape.num_encoder_layers, False, False, dropout) if has_encoder else None
         self.decoder = Stack(shape, shape.num_decoder_layers, True, has_encoder, dropout) if has_decoder else None
-        tied = self.embed.tokens.weight if shape.tied_embeddings else None
-        self.head = TokenHead(shape.dim, shape.vocab_size, shape.head_bias, tied)
+        tied = self.embed.tokens.weight if isinstance(self.embed, Embed) and shape.tied_head else None
+        self.head = TokenHead(shape.dim, shape.num_outputs, shape.head_bias, tied)
         self.encoder_reconstruction = Reconstruction(shape.dim) if shape.reconstruct and has_encoder else None
         self.decoder_reconstruction = Reconstruction(shape.dim) if shape.reconstruct and has_decoder else None
         self.generator: torch.Generator | None = None
@@ -120,6 +123,8 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            elif parameter.dim() == 4:
+                nn.init.normal_(parameter, std=math.sqrt(2 / parameter[0].numel()))  # what feeds a ReLU (He 2015)
             elif name.startswith(("embed", "head")):
                 nn.init.normal_(parameter, std=self.shape.dim**-0.5)
             else:
@@ -136,7 +141,8 @@ class Transformer(nn.Module):
     ) -> Output:
         """Run the whole model over whole sequences, as in training.
 
-        `source` (batch, source) int64 feeds the encoder, `target` (batch, length) int64 the decoder. A row may hold
+        `source` (batch, source) int64, or what the shape's stem takes, feeds the encoder, `target` (batch, length)
+        int64 the decoder. A row may hold
         several examples one after the other: segments, in `source`'s and `target`'s shapes, number them from 1 (0 is
         padding), and no example sees another. Without segments each row is one example without padding
         (the target's may have padding at its right, which nothing real sees).
@@ -149,14 +155,15 @@ class Transformer(nn.Module):
         return Output(self.decode(target, memory, source_segments, target_segments=target_segments), memory)
 
     def encode(self, source: Tensor, segments: Tensor | None = None) -> Tensor:
-        """`source` (batch, length) int64 → states (batch, length, dim).
+        """`source` (batch, length) int64, or what the stem takes → states (batch, length, dim).
 
         `segments` (batch, length), bool or int64, is 0 at padding; different numbers do not see each other.
         """
         if self.encoder is None:
             raise ValueError("this model has no encoder")
-        self._check_length(source.shape[1])
-        positions = self._positions(source, segments)
+        length = source.shape[1] if self.shape.stem is None else self.shape.stem.num_positions
+        self._check_length(length)
+        positions = self._positions(length, source.device, segments)
         mask = None if segments is None else self._mask(segments, segments)
         return self.encoder(self.embed(source, positions), mask, self._rotation(positions))
 
@@ -180,19 +187,19 @@ class Transformer(nn.Module):
             positions = cache.positions(target.shape[1], target.device)
             mask = self._cached_mask(cache, target.shape[1], target.device)
         else:
-            positions = self._positions(target, target_segments)
+            positions = self._positions(target.shape[1], target.device, target_segments)
             mask = None if target_segments is None else self._mask(target_segments, target_segments, causal=True)
         cross = None if memory_segments is None else _cross_mask(target_segments, memory_segments)
         x = self.embed(target, positions)
         return self.decoder(x, mask, self._rotation(positions), memory, cross, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`hidden` (…, dim) → (…, vocab_size)."""
+        """`hidden` (…, dim) → (…, vocab_size), or (…, num_classes)."""
         return self.head(hidden)
 
-    def _positions(self, ids: Tensor, segments: Tensor | None) -> Tensor:
+    def _positions(self, length: int, device: torch.device, segments: Tensor | None) -> Tensor:
         """(length,), or (batch, length) counted from the start of each segment."""
-        index = torch.arange(ids.shape[1], device=ids.device)
+        index = torch.arange(length, device=device)
         # Rotary attention sees differences of positions only, and those are the same either way.
         if segments is None or segments.dtype == torch.bool or self.shape.position == "rotary":
             return index

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape
+from chinchilla.planning.stems import convs, stem_parameters
 
 Convention = Literal["paper6nd", "matmul", "hardware"]
 
@@ -72,13 +73,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Product:
-    """`count` products of an (m, k) by a (k, n) matrix in a forward pass."""
+    """`count` products of an (m, k) by a (k, n) matrix in a forward pass.
+
+    What is `of_data` has no gradient for its first factor: its backward pass costs as much as its forward pass.
+    """
 
     name: str
     m: int
     k: int
     n: int
     count: int = 1
+    of_data: bool = False
 
     @property
     def flops(self) -> int:
@@ -127,8 +132,9 @@ def products(shape: Shape, batch: Batch) -> list[Product]:
 
 def flops(shape: Shape, batch: Batch) -> Flops:
     """FLOPs of a training pass over `batch`, forward with loss and backward."""
-    forward = sum(product.flops for product in products(shape, batch))
-    return Flops(forward=forward, backward=2 * forward)
+    found = products(shape, batch)
+    forward = sum(product.flops for product in found)
+    return Flops(forward, 2 * forward - sum(product.flops for product in found if product.of_data))
 
 
 def paper_flops(shape: Shape, batch: Batch, tables: bool = True) -> Flops:
@@ -202,7 +208,10 @@ def block_pieces(shape: Shape, size: int, length: int, causal: bool, number_byte
 
 
 def _parameters(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield "embed.tokens.weight", (shape.vocab_size, shape.dim)
+    if shape.stem is None:
+        yield "embed.tokens.weight", (shape.vocab_size, shape.dim)
+    else:
+        yield from stem_parameters(shape, shape.stem)
     if shape.position == "learned":
         yield "embed.position.table", (shape.max_len, shape.dim)
     if shape.embed_norm:
@@ -212,10 +221,10 @@ def _parameters(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield from _block(f"{side}.layers.{index}", shape, side == "decoder" and has_cross(shape))
         if shape.norm_order == "pre":
             yield from _norm(f"{side}.norm", shape)
-    if not shape.tied_embeddings:
-        yield "head.weight", (shape.vocab_size, shape.dim)
+    if not shape.tied_head:
+        yield "head.weight", (shape.num_outputs, shape.dim)
     if shape.head_bias:
-        yield "head.bias", (shape.vocab_size,)
+        yield "head.bias", (shape.num_outputs,)
     if shape.reconstruct:
         for side, _ in stacks(shape):
             yield from _linear(f"{side}_reconstruction.map", shape.dim, shape.dim, True)
@@ -260,6 +269,9 @@ def _norm(name: str, shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _products(shape: Shape, batch: Batch) -> Iterator[Product]:
     cross = has_cross(shape)
+    if isinstance(shape.stem, ImageStem):
+        for index, conv in enumerate(convs(shape.dim, shape.stem)):
+            yield Product(conv.name, batch.size * conv.positions, conv.inputs, conv.outputs, of_data=index == 0)
     for index in range(shape.num_encoder_layers):
         yield from _self_attention(f"encoder.layers.{index}", shape, batch.size, batch.source_len, False)
         yield from _mlp(f"encoder.layers.{index}", shape, batch.source_rows)
@@ -272,7 +284,7 @@ def _products(shape: Shape, batch: Batch) -> Iterator[Product]:
         for side, _ in stacks(shape):
             rows = batch.masked_source if side == "encoder" else batch.masked_target
             yield Product(f"{side}_reconstruction.map", rows, shape.dim, shape.dim)
-    yield Product("head", batch.head_rows, shape.dim, shape.vocab_size)
+    yield Product("head", batch.head_rows, shape.dim, shape.num_outputs)
 
 
 def _self_attention(name: str, shape: Shape, size: int, length: int, causal: bool) -> Iterator[Product]:

@@ -157,7 +157,7 @@ def _roofline(
     attention = [product for product in work if product.name.endswith(("scores", "values"))]
     plain = [product for product in work if not product.name.endswith(("scores", "values"))]
     layers = shape.num_encoder_layers + shape.num_decoder_layers
-    logits = 4 * batch.head_rows * shape.vocab_size
+    logits = 4 * batch.head_rows * shape.num_outputs
     traffic = PASSES[precision] * saved_bytes(shape, batch, precision) + LOGIT_PASSES[precision] * logits
     return StepTime(
         products_s=accumulation * 3 * _products_s(plain, machine, precision),

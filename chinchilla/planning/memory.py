@@ -120,9 +120,9 @@ def _logits(shape: Shape, batch: Batch, precision: Precision) -> int:
     """What lives while a piece of the logits does, beside what is saved: `models.head`, loop by loop."""
     size, rows = BYTES[precision], batch.head_rows
     inputs = size * (rows + (batch.target_rows or batch.source_rows)) * shape.dim
-    copy = size * shape.vocab_size * shape.dim if precision == "bf16" else 0
+    copy = size * shape.num_outputs * shape.dim if precision == "bf16" else 0
     # The table's gradient is not there yet when its first piece is made, though among what is saved.
-    first = _piece(shape, min(PIECE_TOKENS, rows), precision) - FP32 * shape.vocab_size * shape.dim
+    first = _piece(shape, min(PIECE_TOKENS, rows), precision) - FP32 * shape.num_outputs * shape.dim
     second = _piece(shape, min(PIECE_TOKENS, rows - PIECE_TOKENS), precision) if rows > PIECE_TOKENS else 0
     return inputs + copy + max(first, second)
 
@@ -130,13 +130,13 @@ def _logits(shape: Shape, batch: Batch, precision: Precision) -> int:
 def _piece(shape: Shape, rows: int, precision: Precision) -> int:
     """Logits of some rows, and beside them chances of two chunks, the states' gradient, or a part of the table's."""
     low, size = precision == "bf16", BYTES[precision]
-    table, states = shape.vocab_size * shape.dim, rows * shape.dim
-    chunk = FP32 * min(CHUNK_ROWS, rows) * shape.vocab_size
+    table, states = shape.num_outputs * shape.dim, rows * shape.dim
+    chunk = FP32 * min(CHUNK_ROWS, rows) * shape.num_outputs
     chances = (chunk * min(2, rows // CHUNK_ROWS) if low else 0) + (chunk if shape.head_bias else 0)
     # With a factor in fp32 a product is made in fp32, and rounded after; what is added to an fp32 sum is raised before.
     mixed = (size + 2 * FP32 if low else size) * states
     raised = (size + FP32) * table if low else 0
-    return size * rows * shape.vocab_size + max(chances, mixed, size * (states + table), raised)
+    return size * rows * shape.num_outputs + max(chances, mixed, size * (states + table), raised)
 
 
 def _block(part: Part) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chinchilla.config.machine import Precision
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape, TableStem
 from chinchilla.planning.count import TILE_KEYS, Batch, Side, block_pieces, has_cross, tile_queries, up_width
+from chinchilla.planning.stems import convs
 
 FP32 = 4
 INT64 = 8
@@ -83,15 +84,33 @@ class Rows:
         return self.size * rows * self.shape.num_kv_heads * self.shape.head_dim
 
     def embed(self) -> Iterator[Op]:
+        yield from self._table() if self.shape.stem is None else self._stem(self.shape.stem)
+        yield from self._positions()
+
+    def _stem(self, stem: ImageStem | TableStem) -> Iterator[Op]:
+        """A stem's gradients go to small tensors; an image's convolutions keep their inputs and what ReLU gave."""
+        if isinstance(stem, ImageStem):
+            for index, conv in enumerate(convs(self.shape.dim, stem)):
+                size = self.size if index else FP32
+                kept = size * self.batch.size * conv.pixels * conv.channels
+                made = self.size * self.batch.size * conv.positions * conv.outputs
+                yield Op("convolution", kept, makes=kept if index else 0, drops=made)
+        else:
+            yield Op("ids", FP32 * self.rows, makes=self.stream, drops=self.stream)
+
+    def _table(self) -> Iterator[Op]:
         shape, table = self.shape, FP32 * self.shape.vocab_size * self.shape.dim
         # One table's gradients are added to each other; the head's and the decoder's are made first.
-        added = shape.tied_embeddings or (self.side == "encoder" and has_cross(shape))
+        added = shape.tied_head or (self.side == "encoder" and has_cross(shape))
         taken = FP32 * self.rows * shape.dim
         yield Op("ids", INT64 * self.rows, makes=table, drops=taken + (table if added else 0))
         if self.low:
             yield Op("cast", makes=taken, drops=self.stream)
         if shape.embed_scale:
             yield Op("scale", makes=self.stream, drops=self.stream)
+
+    def _positions(self) -> Iterator[Op]:
+        shape = self.shape
         if shape.position == "learned":
             positions = self.rows if self.batch.packed else self.length
             # Both sides look up one table.
@@ -331,10 +350,10 @@ class Rows:
     def head(self) -> Iterator[Op]:
         """The token loss keeps its gradients, ready made, instead of the logits."""
         shape, rows = self.shape, self.batch.head_rows
-        states, table = self.size * rows * shape.dim, FP32 * shape.vocab_size * shape.dim
+        states, table = self.size * rows * shape.dim, FP32 * shape.num_outputs * shape.dim
         # A reconstruction has made a gradient of the same states.
         yield Op("ids", INT64 * rows, makes=self.stream, drops=states + (self.stream if self.masked else 0))
-        kept = states + table + (FP32 * shape.vocab_size if shape.head_bias else 0)
+        kept = states + table + (FP32 * shape.num_outputs if shape.head_bias else 0)
         yield Op("gradients", kept, makes=states + table)
 
     def reconstruction(self) -> Iterator[Op]:

@@ -87,7 +87,7 @@ def weight_bytes(shape: Shape, kind: WeightKind, packed: bool = True) -> int:
             total += _packed(*sizes)
         else:
             total += prod(sizes) + FP32 * sizes[0]
-    return total + (_packed(shape.vocab_size, shape.dim) if packed and shape.tied_embeddings else 0)
+    return total + (_packed(shape.vocab_size, shape.dim) if packed and shape.tied_head else 0)
 
 
 def _packed(rows: int, columns: int) -> int:
@@ -179,7 +179,7 @@ class _Work:
 
     def logits(self, rows: int) -> int:
         """Of the last positions, in fp32; in bf16 before that."""
-        return rows * self.shape.vocab_size * (FP32 + (self.size if self.size != FP32 else 0))
+        return rows * self.shape.num_outputs * (FP32 + (self.size if self.size != FP32 else 0))
 
     def step(self, rows: int, keys: int) -> int:
         """One new position for each row, against so many keys."""

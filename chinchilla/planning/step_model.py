@@ -81,7 +81,7 @@ def gradient_work(shape: Shape, batch: Batch, precision: Precision) -> dict[str,
     return {
         **flops,
         "elementwise": moved,
-        "cross-entropy": batch.head_rows * shape.vocab_size,
+        "cross-entropy": batch.head_rows * shape.num_outputs,
         "matrices": sum(map(prod, parameters(shape).values())),
         "operators": len(ops),
         "passes": 1,

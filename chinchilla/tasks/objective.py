@@ -1,8 +1,9 @@
-"""The loss that the text tasks share: token cross-entropy, and feature reconstruction in the same noised pass."""
+"""The loss that most tasks share: cross-entropy of labels, and feature reconstruction in the same noised pass."""
 
 import torch
 from torch import Tensor
 
+from chinchilla.models.embed import Embed
 from chinchilla.models.transformer import Transformer
 from chinchilla.tasks.task import Batch, Loss, Objective, num_tokens
 
@@ -12,20 +13,21 @@ def token_objective(model: Transformer, batch: Batch, objective: Objective) -> L
 
     L = Σ cross-entropy + tokens · λ · (encoder error + decoder error); each error is a mean over masked positions.
     """
-    source, target = batch.get("source"), batch["target"]
+    source, target = batch.get("source"), batch.get("target")
     segments = {"source_segments": batch.get("source_segments"), "target_segments": batch.get("target_segments")}
-    if objective.reconstruct_weight == 0:
+    embed = model.embed
+    if objective.reconstruct_weight == 0 or not isinstance(embed, Embed):
         hidden, _ = model(source, target, **segments)
         return Loss(*model.head.loss(hidden, batch["labels"], objective.label_smoothing))
     noised_source, source_masked = _noised(source, objective, model)
     noised_target, target_masked = _noised(target, objective, model)
     hidden, memory = model(noised_source, noised_target, **segments)
     total, plain = model.head.loss(hidden, batch["labels"], objective.label_smoothing)
-    error = torch.zeros((), device=target.device)
+    error = torch.zeros((), device=total.device)
     if model.encoder_reconstruction is not None and source_masked is not None:
-        error = error + model.encoder_reconstruction.loss(memory, model.embed.tokens(source), source_masked)
+        error = error + model.encoder_reconstruction.loss(memory, embed.tokens(source), source_masked)
     if model.decoder_reconstruction is not None and target_masked is not None:
-        error = error + model.decoder_reconstruction.loss(hidden, model.embed.tokens(target), target_masked)
+        error = error + model.decoder_reconstruction.loss(hidden, embed.tokens(target), target_masked)
     return Loss(total + objective.reconstruct_weight * num_tokens(batch) * error, plain)
 
 

@@ -1,0 +1,102 @@
+"""Stems for what is no text: images and rows of tables as sequences with a class token before them."""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chinchilla.config.shape import ImageStem, Shape, TableStem
+from chinchilla.models.block import Dropout
+from chinchilla.models.norm import make_norm
+from chinchilla.models.position import LearnedPosition, SinusoidalPosition
+
+
+def make_stem(shape: Shape, stem: ImageStem | TableStem, dropout: float) -> "Stem":
+    """The stem of a shape that has one."""
+    return Stem(shape, Patches(shape.dim, stem) if isinstance(stem, ImageStem) else Columns(shape.dim, stem), dropout)
+
+
+class Stem(nn.Module):
+    """A class token, then what `inner` makes of an input; scaled, normed, with positions as the shape says."""
+
+    def __init__(self, shape: Shape, inner: nn.Module, dropout: float) -> None:
+        super().__init__()
+        self.scale = math.sqrt(shape.dim) if shape.embed_scale else 1.0
+        self.class_token = nn.Parameter(torch.empty(1, shape.dim))
+        self.inner = inner
+        self.position: nn.Module | None = None
+        if shape.position == "sinusoidal":
+            self.position = SinusoidalPosition(shape.max_len, shape.dim)
+        elif shape.position == "learned":
+            self.position = LearnedPosition(shape.max_len, shape.dim)
+        self.norm = make_norm(shape) if shape.embed_norm else None
+        self.dropout = Dropout(dropout)
+
+    def forward(self, source: Tensor, positions: Tensor) -> Tensor:
+        """`source` as `inner` takes it, `positions` (1 + length,) → (batch, 1 + length, dim)."""
+        x = self.inner(source)
+        x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self.scale != 1.0:
+            x = x * self.scale
+        if self.position is not None:
+            x = self.position(x, positions)
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.dropout(x)
+
+
+class Patches(nn.Module):
+    """3×3 convolutions of stride 2 with ReLU between them, then a 1×1 map.
+
+    Early convolutions train more steadily than one map of flat patches (Xiao 2021, arXiv 2106.14881).
+    """
+
+    def __init__(self, dim: int, stem: ImageStem) -> None:
+        super().__init__()
+        widths = [stem.channels, *patch_widths(dim, stem.patch)]
+        pairs = itertools.pairwise(widths)
+        self.convs = nn.ModuleList(nn.Conv2d(old, new, 3, stride=2, padding=1) for old, new in pairs)
+        self.out = nn.Conv2d(widths[-1], dim, 1)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """`source` (batch, channels, height, width), normalised pixels → (batch, patches, dim), row by row."""
+        for conv in self.convs:
+            source = F.relu(conv(source))
+        return self.out(source).flatten(2).transpose(1, 2)
+
+
+def patch_widths(dim: int, patch: int) -> Iterator[int]:
+    """Channels after each convolution of stride 2: doubling up to the width of the model."""
+    count = int(math.log2(patch))
+    return (max(8, dim >> (count - 1 - index)) for index in range(count))
+
+
+class Columns(nn.Module):
+    """A vector a column (FT-Transformer; Gorishniy 2021, arXiv 2106.11959, §3.3).
+
+    A number scales its column's vector, a category looks its own up, each on its column's bias; a missing number (NaN)
+    has a vector of its own.
+    """
+
+    def __init__(self, dim: int, stem: TableStem) -> None:
+        super().__init__()
+        self.num_numeric = stem.num_numeric
+        first = torch.tensor([0, *stem.cardinalities]).cumsum(0)[:-1]
+        self.register_buffer("first", first, persistent=False)
+        self.numbers = nn.Parameter(torch.empty(stem.num_numeric, dim))
+        self.missing = nn.Parameter(torch.empty(stem.num_numeric, dim))
+        self.categories = nn.Parameter(torch.empty(sum(stem.cardinalities), dim))
+        self.column = nn.Parameter(torch.empty(stem.num_numeric + len(stem.cardinalities), dim))
+
+    def forward(self, source: Tensor) -> Tensor:
+        """`source` (batch, columns) fp32: numbers with NaN where missing, then codes → (batch, columns, dim)."""
+        numbers, codes = source[:, : self.num_numeric, None], source[:, self.num_numeric :].long()
+        known = torch.where(numbers.isnan(), self.missing, numbers.nan_to_num() * self.numbers)
+        assert isinstance(self.first, Tensor)
+        looked_up = F.embedding(codes + self.first, self.categories)
+        return torch.cat([known, looked_up.to(known.dtype)], dim=1) + self.column

@@ -1,0 +1,55 @@
+"""Parameters and products of the stems that take an embedding table's place: `models.stem`, counted."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chinchilla.config.shape import ImageStem, Shape, TableStem
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution as a product: each of `positions` outputs an image is `inputs` numbers by `outputs` channels.
+
+    `kernel` is its side; `pixels` are the positions of its input.
+    """
+
+    name: str
+    positions: int
+    pixels: int
+    channels: int
+    kernel: int
+    outputs: int
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that an output is a product of."""
+        return self.channels * self.kernel**2
+
+
+def convs(dim: int, stem: ImageStem) -> list[Conv]:
+    """The convolutions of an image stem, in order of execution: `models.stem.Patches`."""
+    found = []
+    height, width, channels = stem.height, stem.width, stem.channels
+    count = int(math.log2(stem.patch))
+    for index in range(count):
+        pixels, outputs = height * width, max(8, dim >> (count - 1 - index))
+        height, width = height // 2, width // 2
+        found.append(Conv(f"embed.inner.convs.{index}", height * width, pixels, channels, 3, outputs))
+        channels = outputs
+    return [*found, Conv("embed.inner.out", height * width, height * width, channels, 1, dim)]
+
+
+def stem_parameters(shape: Shape, stem: ImageStem | TableStem) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and sizes of a stem's tensors but those of positions and norm."""
+    dim = shape.dim
+    yield "embed.class_token", (1, dim)
+    if isinstance(stem, ImageStem):
+        for conv in convs(dim, stem):
+            yield f"{conv.name}.weight", (conv.outputs, conv.channels, conv.kernel, conv.kernel)
+            yield f"{conv.name}.bias", (conv.outputs,)
+        return
+    yield "embed.inner.numbers", (stem.num_numeric, dim)
+    yield "embed.inner.missing", (stem.num_numeric, dim)
+    yield "embed.inner.categories", (sum(stem.cardinalities), dim)
+    yield "embed.inner.column", (stem.num_numeric + len(stem.cardinalities), dim)

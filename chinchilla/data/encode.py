@@ -55,7 +55,7 @@ class EncodedDocuments:
 
 def encode_pairs(pairs: Iterable[Pair], tokenizer: Tokenizer) -> EncodedPairs:
     """Encode translation pairs, a thousand at a time."""
-    source, target = _Builder(), _Builder()
+    source, target = RaggedBuilder(), RaggedBuilder()
     rows = iter(pairs)
     while chunk := list(islice(rows, _CHUNK)):
         source.extend(tokenizer.encode_batch([pair.source for pair in chunk]))
@@ -65,14 +65,20 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: Tokenizer) -> EncodedPairs:
 
 def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> EncodedDocuments:
     """Encode texts, a thousand at a time."""
-    text = _Builder()
-    rows = iter(documents)
+    text = encode_texts((document.text for document in documents), tokenizer)
+    return EncodedDocuments(text, tokenizer.bos_id, tokenizer.eos_id)
+
+
+def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Ragged:
+    """The token ids of texts, encoded a thousand at a time."""
+    ids = RaggedBuilder()
+    rows = iter(texts)
     while chunk := list(islice(rows, _CHUNK)):
-        text.extend(tokenizer.encode_batch([document.text for document in chunk]))
-    return EncodedDocuments(text.build(), tokenizer.bos_id, tokenizer.eos_id)
+        ids.extend(tokenizer.encode_batch(chunk))
+    return ids.build()
 
 
-class _Builder:
+class RaggedBuilder:
     """Gathers rows into one flat array."""
 
     def __init__(self) -> None:

@@ -1,11 +1,11 @@
-"""Read examples from files by format: TSV, two parallel text files, JSONL, Parquet, plain text.
+"""Read examples from files by format: TSV, CSV, two parallel text files, JSONL, Parquet, plain text.
 
 Everything streams. A malformed row becomes a `DataError` that names file, row (counted from 1), column and mend, and
 goes to `on_invalid`: `refuse` raises it.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NoReturn, cast, get_args
 
@@ -16,7 +16,10 @@ from chinchilla.data.rows import (
     MAX_ROW_BYTES,
     MalformedError,
     OnInvalid,
+    Read,
     Record,
+    csv_record,
+    csv_records,
     decode,
     json_record,
     lines,
@@ -26,10 +29,12 @@ from chinchilla.data.rows import (
     parsed,
 )
 
-Format = Literal["tsv", "jsonl", "parquet", "text"]
+Format = Literal["tsv", "csv", "jsonl", "parquet", "text"]
+Columns = Literal["csv", "jsonl", "parquet"]
 FORMATS: tuple[str, ...] = get_args(Format)
 ENDINGS: Mapping[str, Format] = {
     ".tsv": "tsv",
+    ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
@@ -52,19 +57,16 @@ def read_pairs(files: Files, data: Data, on_invalid: OnInvalid = refuse) -> Iter
         UsageError: a format that holds no pairs.
     """
     if isinstance(files, tuple):
-        return _some(_parallel(files, on_invalid), files[0])
-    match _format(files, data):
+        return some(_parallel(files, on_invalid), files[0])
+    match file_format(files, data):
         case "tsv":
             pairs = parsed(lines(files, blank=False), _tsv_pair, files, on_invalid)
-        case "jsonl":
-            rows = lines(files, blank=False)
-            pairs = parsed(rows, lambda line: _pair(json_record(line), data), files, on_invalid)
-        case "parquet":
-            records = parquet_rows(files, (data.source, data.target), data.group)
-            pairs = parsed(records, lambda row: _pair(parquet_record(row), data), files, on_invalid)
         case "text":
             raise UsageError(f"{files}: one text file holds no translations; give two: data.train=[source, target]")
-    return _some(pairs, files)
+        case kind:
+            needed = (data.source, data.target)
+            pairs = built(files, kind, needed, data.group, lambda record: _pair(record, data), on_invalid)
+    return some(pairs, files)
 
 
 def read_documents(files: Files, data: Data, on_invalid: OnInvalid = refuse) -> Iterator[Document]:
@@ -76,26 +78,50 @@ def read_documents(files: Files, data: Data, on_invalid: OnInvalid = refuse) -> 
     """
     if isinstance(files, tuple):
         raise UsageError(f"{files[0]}: the task generate reads one file; two parallel files are for translate")
-    match _format(files, data):
+    match file_format(files, data):
         case "tsv":
-            raise UsageError(f"{files}: a TSV file holds pairs; for the task generate give text, JSONL or Parquet")
-        case "jsonl":
-            rows = lines(files, blank=False)
-            documents = parsed(rows, lambda line: _document(json_record(line), data), files, on_invalid)
-        case "parquet":
-            records = parquet_rows(files, (data.text,), data.group)
-            documents = parsed(records, lambda row: _document(parquet_record(row), data), files, on_invalid)
+            raise UsageError(f"{files}: a TSV file holds pairs; for the task generate give text, CSV, JSONL or Parquet")
         case "text":
             documents = _paragraphs(parsed(lines(files, blank=True), decode, files, on_invalid))
-    return _some(documents, files)
+        case kind:
+            documents = built(files, kind, (data.text,), data.group, lambda row: _document(row, data), on_invalid)
+    return some(documents, files)
+
+
+def built(
+    path: Path,
+    kind: Columns,
+    needed: Iterable[str],
+    group: str,
+    build: Callable[[Record], Read],
+    on_invalid: OnInvalid,
+) -> Iterator[Read]:
+    """What `build` makes of each row of a file with named columns: those `needed`, and `group` where it is there.
+
+    Raises:
+        DataError: a file that is missing, not of its format or without a column; or (by `on_invalid`) a malformed row.
+    """
+    match kind:
+        case "csv":
+            return parsed(csv_records(path, needed), lambda row: build(csv_record(row)), path, on_invalid)
+        case "jsonl":
+            return parsed(lines(path, blank=False), lambda line: build(json_record(line)), path, on_invalid)
+        case "parquet":
+            rows = parquet_rows(path, needed, group)
+            return parsed(rows, lambda row: build(parquet_record(row)), path, on_invalid)
 
 
 def is_plain_text(files: Files, data: Data) -> bool:
     """Whether an example is made of several rows: of the lines of a text file, up to a blank one."""
-    return not isinstance(files, tuple) and _format(files, data) == "text"
+    return not isinstance(files, tuple) and file_format(files, data) == "text"
 
 
-def _format(path: Path, data: Data) -> Format:
+def file_format(path: Path, data: Data) -> Format:
+    """The format of a file: as `data.format` says, or by its ending.
+
+    Raises:
+        UsageError: an unknown ending, or a format that is not for texts.
+    """
     kind = data.format or ENDINGS.get(path.suffix.lower())
     if kind is None:
         known = ", ".join(ENDINGS)
@@ -107,7 +133,7 @@ def _format(path: Path, data: Data) -> Format:
     return cast(Format, kind)
 
 
-def _some(examples: Iterator[Example], path: Path) -> Iterator[Example]:
+def some(examples: Iterator[Example], path: Path) -> Iterator[Example]:
     """The same examples, and an error when there is none."""
     first = next(examples, None)
     if first is None:
@@ -115,7 +141,12 @@ def _some(examples: Iterator[Example], path: Path) -> Iterator[Example]:
     return itertools.chain([first], examples)
 
 
-def _text(text: object, column: str) -> str:
+def checked_text(text: object, column: str) -> str:
+    """A cell as text.
+
+    Raises:
+        MalformedError: it is none, is empty, holds half a character, or is longer than 1 MB.
+    """
     if not isinstance(text, str):
         raise MalformedError(f"column {column}: {type(text).__name__} where text is needed; write it as text")
     if not text.strip():
@@ -132,27 +163,42 @@ def _text(text: object, column: str) -> str:
 def _tsv_pair(line: bytes) -> Pair:
     match decode(line).split("\t"):
         case [source, target, *group] if len(group) <= 1:
-            return Pair(_text(source, "source"), _text(target, "target"), *group)
+            return Pair(checked_text(source, "source"), checked_text(target, "target"), *group)
         case cells:
             what = "1 column" if len(cells) == 1 else f"{len(cells)} columns"
     raise MalformedError(f"{what}; write source, target and if you like group, with a tab between and none inside")
 
 
 def _pair(record: Record, data: Data) -> Pair:
-    return Pair(_cell(record, data.source), _cell(record, data.target), _group(record, data))
+    return Pair(text_cell(record, data.source), text_cell(record, data.target), group_cell(record, data))
 
 
 def _document(record: Record, data: Data) -> Document:
-    return Document(_cell(record, data.text), _group(record, data))
+    return Document(text_cell(record, data.text), group_cell(record, data))
 
 
-def _cell(record: Record, column: str) -> str:
+def text_cell(record: Record, column: str) -> str:
+    """The text of a column (see `checked_text`).
+
+    Raises:
+        MalformedError: there is no such column, or no text in it.
+    """
+    return checked_text(cell(record, column), column)
+
+
+def cell(record: Record, column: str) -> object:
+    """What stands in a column.
+
+    Raises:
+        MalformedError: there is no such column.
+    """
     if column not in record:
         raise MalformedError(no_column(column, record))
-    return _text(record[column], column)
+    return record[column]
 
 
-def _group(record: Record, data: Data) -> str:
+def group_cell(record: Record, data: Data) -> str:
+    """The name of a row's group, "" where there is none."""
     value = record.get(data.group)
     return "" if value is None else str(value)
 
@@ -166,7 +212,7 @@ def _parallel(files: tuple[Path, ...], on_invalid: OnInvalid) -> Iterator[Pair]:
 
 def _line_pair(row: tuple[bytes, bytes]) -> Pair:
     source, target = row
-    return Pair(_text(decode(source), "source"), _text(decode(target), "target"))
+    return Pair(checked_text(decode(source), "source"), checked_text(decode(target), "target"))
 
 
 def _together(first: Path, second: Path) -> Iterator[tuple[bytes, bytes]]:

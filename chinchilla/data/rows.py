@@ -1,6 +1,7 @@
-"""Rows of a file, one at a time: lines, JSON objects, Parquet records. No more than 1 MB of a row is ever held."""
+"""Rows of a file, one at a time: lines, CSV, JSON objects, Parquet records. No more than 1 MB of a row is ever held."""
 
 import codecs
+import csv
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,9 @@ import pyarrow.parquet
 from chinchilla.config.errors import DataError
 
 MAX_ROW_BYTES = 1_000_000
+csv.field_size_limit(
+    MAX_ROW_BYTES
+)  # the library's own limit of 131,072 is shorter than texts are, and has no other place
 
 OnInvalid = Callable[[DataError], None]
 Record = Mapping[str, Any]
@@ -71,7 +75,111 @@ def decode(line: bytes) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise MalformedError(f"not UTF-8 (byte {error.start + 1}); convert the file, for example with iconv") from None
+        encoding = "UTF-16" if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "LATIN1"
+        raise MalformedError(
+            f"not UTF-8 (byte {error.start + 1}); convert the file, for example with iconv -f {encoding} -t UTF-8"
+        ) from None
+
+
+def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, list[str] | MalformedError]]:
+    """Numbered rows of a CSV file, its header first, blank lines left out; numbers are those of the lines.
+
+    Quotes go around a cell that holds the delimiter, a quote (doubled) or a line end. The delimiter is the one of
+    comma, semicolon and tab that gives the header most cells. A row that cannot be read comes as what is wrong with it.
+
+    Raises:
+        DataError: a file that is missing or cannot be read, or a quote that never closes.
+    """
+    numbered = lines(path, blank=True)
+    first = next(numbered, (1, b""))
+    last = 0
+
+    def text(row: tuple[int, bytes]) -> str:
+        nonlocal last
+        last = row[0]
+        return decode(row[1]) + "\n"
+
+    texts = map(text, itertools.chain([first], numbered))
+    rows = csv.reader(texts, delimiter=delimiter or _delimiter(first[1]), strict=True)
+    while True:
+        number = last + 1
+        try:
+            row = next(rows, None)
+        except MalformedError as problem:
+            yield number, problem
+        except csv.Error as error:
+            if last > number or "unexpected end" in str(error):
+                raise DataError(
+                    f"{path}, row {number}: a quote opens there and never closes; close or double it"
+                ) from None
+            yield number, MalformedError(f"{error}; put quotes around a cell that has one in it, and double that")
+        else:
+            if row is None:
+                return
+            if row:
+                yield number, row
+
+
+def _delimiter(header: bytes) -> str:
+    line = [header.decode("utf-8", "replace")]
+    return max(",;\t", key=lambda delimiter: len(next(csv.reader(line, delimiter=delimiter), [])))
+
+
+def csv_header(path: Path, rows: Iterator[tuple[int, list[str] | MalformedError]]) -> list[str]:
+    """The names of the columns: the first of `rows`, without spaces around them.
+
+    Raises:
+        DataError: there is none, or a name comes twice.
+    """
+    number, cells = next(rows, (1, []))
+    if isinstance(cells, MalformedError):
+        raise DataError(f"{path}, row {number}: {cells}")
+    names = [cell.strip() for cell in cells]
+    twice = [name for name in names if name and names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}, row {number}: two columns are called {twice[0]!r}; rename one")
+    return names
+
+
+def csv_records(
+    path: Path, needed: Iterable[str]
+) -> Iterator[tuple[int, tuple[list[str], list[str] | MalformedError]]]:
+    """Numbered rows of a CSV file beside the names of its columns, for `csv_record`.
+
+    Raises:
+        DataError: see `csv_rows` and `csv_header`; or a `needed` column is missing.
+    """
+    rows = csv_rows(path)
+    names = csv_header(path, rows)
+    missing = [name for name in needed if name not in names]
+    if names and missing:
+        raise DataError(f"{path}: {no_column(missing[0], names)}")
+    for number, cells in rows:
+        yield number, (names, cells)
+
+
+def csv_cells(names: list[str], cells: list[str] | MalformedError) -> list[str]:
+    """The cells of a CSV row, one for each of the `names`.
+
+    Raises:
+        MalformedError: it cannot be read, or has too few or too many cells.
+    """
+    if isinstance(cells, MalformedError):
+        raise cells
+    if len(cells) != len(names):
+        raise MalformedError(
+            f"{len(cells)} cells where the header has {len(names)}; quote a cell with a delimiter in it"
+        )
+    return cells
+
+
+def csv_record(row: tuple[list[str], list[str] | MalformedError]) -> Record:
+    """A CSV row as texts by column name.
+
+    Raises:
+        MalformedError: see `csv_cells`.
+    """
+    return dict(zip(row[0], csv_cells(*row), strict=True))
 
 
 def json_record(line: bytes) -> Record:

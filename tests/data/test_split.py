@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from chinchilla.config.errors import DataError
 from chinchilla.config.run import Data
+from chinchilla.data.divide import MAX_HELD_OUT
 from chinchilla.data.examples import key
-from chinchilla.data.split import MAX_HELD_OUT, split_documents, split_pairs
+from chinchilla.data.split import split_documents, split_pairs
 
 
 def write_rows(path, rows):

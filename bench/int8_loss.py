@@ -26,7 +26,6 @@ from chinchilla.models import quantized
 from chinchilla.models.head import TokenHead
 from chinchilla.models.quantized import matrices, replace_, to_levels, to_rows
 from chinchilla.models.transformer import Transformer
-from chinchilla.tasks.translate import Translate
 from chinchilla.verbs.exam import RunExam, open_exam
 from chinchilla.verbs.load import load
 
@@ -46,7 +45,7 @@ class Batch(NamedTuple):
 
 def batches(exam: RunExam, model: Transformer, most: int | None) -> list[Batch]:
     """The first `most` test pairs, those that fit the model, of like length together."""
-    shape, encode = model.shape, exam.tokenizer.encode_batch
+    shape, encode = model.shape, exam.codec.encode_batch
     sides = [encode([example[side] for example in exam.examples[:most]]) for side in (0, 1)]
     pairs = [pair for pair in zip(*sides, strict=True) if pair[0] and max(map(len, pair)) < shape.max_len]
     pairs.sort(key=lambda pair: len(pair[0]))
@@ -132,7 +131,7 @@ def variants(model: Transformer) -> Iterator[tuple[str, Transformer]]:
 
 def translations(exam: RunExam, model: Transformer) -> list[str]:
     """Of the whole test set."""
-    return Translate(exam.run.evaluate.beam_size).answer(model, exam.tokenizer, exam.sources)
+    return exam.task.answer(model, exam.codec, exam.questions)
 
 
 def counts(texts: Sequence[str], references: Sequence[str]) -> Counts:

@@ -39,7 +39,8 @@ from chinchilla.training.monitor import Silent
 from chinchilla.training.snapshot import load_weights
 from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.plan import draft_training, measured_machine
-from chinchilla.verbs.prepare import Prepared, prepare
+from chinchilla.verbs.prepare import prepare
+from chinchilla.verbs.prepared import Prepared
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "generate.toml"
 RESULTS = Path(__file__).parent / "results"

@@ -42,7 +42,7 @@ from chinchilla.tasks.translate import max_new
 from chinchilla.training.monitor import Silent
 from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.plan import plan
-from chinchilla.verbs.prepare import Prepared
+from chinchilla.verbs.prepared import Prepared
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "translate-fr.toml"
 RESULTS = Path(__file__).parent / "results" / "translate.csv"
@@ -94,7 +94,7 @@ class Marian:
     def __init__(self, prepared: Prepared, dim: int, layers: int, rate: float, precision: str, steps: int) -> None:
         torch.manual_seed(0)
         config = MarianConfig(
-            vocab_size=prepared.tokenizer.vocab_size,
+            vocab_size=prepared.codec.vocab_size,
             d_model=dim,
             encoder_layers=layers,
             decoder_layers=layers,
@@ -159,7 +159,7 @@ class Marian:
     @torch.no_grad()
     def translate(self, texts: list[str]) -> list[str]:
         """By `generate`, with 4 beams."""
-        tokenizer, outputs = self.prepared.tokenizer, [""] * len(texts)
+        tokenizer, outputs = self.prepared.codec, [""] * len(texts)
         ids = [[*row[:250], EOS] for row in tokenizer.encode_batch(texts)]
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         self.model.eval()
@@ -231,7 +231,7 @@ def marian_size(prepared: Prepared, wanted: int) -> tuple[int, int]:
     """Width and layers of a stack for the nearest number of parameters."""
     sizes = {}
     for dim, layers in itertools.product((192, 256, 320, 384, 512), (2, 3, 4, 6)):
-        sizes[dim, layers] = prepared.tokenizer.vocab_size * dim + layers * dim * dim * (4 + 8 + 8 + 8)
+        sizes[dim, layers] = prepared.codec.vocab_size * dim + layers * dim * dim * (4 + 8 + 8 + 8)
     return min(sizes, key=lambda size: abs(math.log(sizes[size] / wanted)))
 
 
@@ -289,7 +289,7 @@ def run(minutes: float) -> Iterator[dict[str, Any]]:
         side.model.load_state_dict(side.best)
     sources, references = [list(column) for column in zip(*prepared.test, strict=True)]
     answers = {
-        "chinchilla": prepared.task.answer(trainer.model.eval(), prepared.tokenizer, sources, beam_size=BEAMS),
+        "chinchilla": prepared.task.answer(trainer.model.eval(), prepared.codec, sources, beam_size=BEAMS),
         "marian": marian.translate(sources),
     }
     systems = [("marian", answers["marian"]), ("chinchilla", answers["chinchilla"])]

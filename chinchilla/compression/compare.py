@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -22,15 +22,14 @@ class Exam(Protocol):
     """A run's test data, and how its task scores and answers. It keeps nothing of a model it was given."""
 
     @property
-    def sources(self) -> Sequence[str]:
-        """Texts to answer: source sentences or prompts."""
+    def questions(self) -> Sequence[Any]:
+        """What to answer: source sentences, prompts, images, rows of a table."""
 
-    @property
-    def references(self) -> Sequence[str | None]:
-        """What the answers should be, where the data says; as many as `sources`."""
+    def show(self, index: int) -> tuple[str, str | None]:
+        """A question in words, and what its answer should be, where the data says."""
 
-    def answer(self, model: Transformer, text: str) -> str:
-        """Answer one text, the way the task does when served."""
+    def answer(self, model: Transformer, question: Any) -> str:
+        """Answer one question, the way the task does when served."""
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
         """Scores on the test data, such as `bleu` and `chrf`, or `bits_per_byte`."""
@@ -86,10 +85,10 @@ def compare(parent: Path, scheme: str, before: Subject, after: Subject, exam: Ex
     Raises:
         DataError: the exam has no examples.
     """
-    texts = exam.sources[:LATENCY_TEXTS]
-    if not texts:
+    questions = exam.questions[:LATENCY_TEXTS]
+    if not questions:
         raise DataError(f"{parent}: the run's test data has no examples to compare the models on")
-    answers = [lambda text, model=side.model: exam.answer(model, text) for side in (before, after)]
+    answers = [lambda asked, model=side.model: exam.answer(model, asked) for side in (before, after)]
     sides = [
         Side(
             size_bytes=subject.size_bytes,
@@ -97,7 +96,7 @@ def compare(parent: Path, scheme: str, before: Subject, after: Subject, exam: Ex
             latency_p90_s=_quantile(times, 0.9),
             metrics=exam.evaluate(subject.model),
         )
-        for subject, times in zip((before, after), latencies(answers, texts, ROUNDS), strict=True)
+        for subject, times in zip((before, after), latencies(answers, questions, ROUNDS), strict=True)
     ]
     return Comparison(
         parent=parent,
@@ -110,28 +109,28 @@ def compare(parent: Path, scheme: str, before: Subject, after: Subject, exam: Ex
             latency_p50=sides[0].latency_p50_s / sides[1].latency_p50_s,
         ),
         samples=tuple(
-            Sample(source=text, reference=reference, before=answers[0](text), after=answers[1](text))
-            for text, reference in zip(texts[:SAMPLES], exam.references, strict=False)
+            Sample(source=shown, reference=right, before=answers[0](asked), after=answers[1](asked))
+            for asked, (shown, right) in zip(questions[:SAMPLES], map(exam.show, range(SAMPLES)), strict=False)
         ),
     )
 
 
-def latencies(answers: Sequence[Callable[[str], object]], texts: Sequence[str], rounds: int) -> list[list[float]]:
-    """Seconds that each of `answers` takes for each text: the median of `rounds`.
+def latencies(answers: Sequence[Callable[[Any], object]], questions: Sequence[Any], rounds: int) -> list[list[float]]:
+    """Seconds that each of `answers` takes for each question: the median of `rounds`.
 
     They take turns, each first as often as the others, so that what else the machine does falls on all alike. One
     answer of each goes uncounted: it packs weights and warms caches.
     """
     for answer in answers:
-        answer(texts[0])
+        answer(questions[0])
     medians: list[list[float]] = [[] for _ in answers]
-    for text in texts:
+    for question in questions:
         times: list[list[float]] = [[] for _ in answers]
         for turn in range(rounds):
             for offset in range(len(answers)):
                 side = (turn + offset) % len(answers)
                 start = time.perf_counter()
-                answers[side](text)
+                answers[side](question)
                 times[side].append(time.perf_counter() - start)
         for side, taken in enumerate(times):
             medians[side].append(statistics.median(taken))

@@ -12,7 +12,31 @@ from chinchilla.config.shape import Shape
 
 OptimizerKind = Literal["adamw", "muon"]
 ScheduleKind = Literal["cosine", "wsd"]
-TaskName = Literal["translate", "generate"]
+TaskName = Literal[
+    "translate",
+    "summarise",
+    "generate",
+    "dialogue",
+    "classify_text",
+    "classify_image",
+    "classify_table",
+    "recommend",
+]
+Family = Literal["encoder-decoder", "decoder", "encoder"]
+FAMILIES: dict[TaskName, Family] = {
+    "translate": "encoder-decoder",
+    "summarise": "encoder-decoder",
+    "generate": "decoder",
+    "dialogue": "decoder",
+    "classify_text": "encoder",
+    "classify_image": "encoder",
+    "classify_table": "encoder",
+    "recommend": "decoder",
+}
+"""Which stacks a task's model has."""
+
+PACKED: frozenset[TaskName] = frozenset(("translate", "summarise", "dialogue", "classify_text", "recommend"))
+"""Tasks whose rows hold several examples, which must not see each other."""
 
 
 class Training(Frozen):
@@ -75,7 +99,8 @@ class Rows(Frozen):
     """The rows that the plan's batches are made of, and what a typical answer is reckoned from.
 
     Lengths are positions: means of a source's rows (0 without one) and a target's, and the longest of both. `padding`
-    is the share of positions without a token; `beam_size` answers are looked for side by side.
+    is the share of positions without a token; `beam_size` answers are looked for side by side. `labels_per_row`
+    is 0 where every position of the output side may carry a label, else how many do: one for each example.
     """
 
     num_examples: int
@@ -84,6 +109,7 @@ class Rows(Frozen):
     max_len: int
     padding: float = 0.0
     beam_size: int = 4
+    labels_per_row: float = 0.0
 
 
 class Plan(Frozen):

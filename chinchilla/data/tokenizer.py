@@ -1,9 +1,10 @@
 """Text to token ids and back: byte-level BPE or unigram by the `tokenizers` library, or a ready tokenizer.json."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -39,12 +40,21 @@ class Tokenizer:
         self._backend = backend
         self.pad_id, self.bos_id, self.eos_id, self.mask_id = specials
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._marks = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
+        longest_first = sorted(self._marks, key=len, reverse=True)
+        self._mark = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], kind: Literal["bpe", "unigram"] = "bpe", vocab_size: int = 8000
+        cls,
+        texts: Iterable[str],
+        kind: Literal["bpe", "unigram"] = "bpe",
+        vocab_size: int = 8000,
+        marks: Sequence[str] = (),
     ) -> "Tokenizer":
         """Train on an even sample of about 20 MB of `texts`; a small corpus may give less than `vocab_size`.
+
+        `marks` become special tokens, with the ids from 4 on.
 
         Both kinds work on bytes, so nothing is unknown to them. BPE gives the same tokenizer for the same texts; the
         library's unigram training does not to the last digit, so keep its tokenizer.json.
@@ -53,7 +63,7 @@ class Tokenizer:
         trainer = (trainers.BpeTrainer if bpe else trainers.UnigramTrainer)(
             vocab_size=vocab_size,
             show_progress=False,
-            special_tokens=list(SPECIALS),
+            special_tokens=[*SPECIALS, *marks],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )
         backend = Backend(models.BPE() if bpe else models.Unigram())
@@ -110,6 +120,16 @@ class Tokenizer:
         """The text of its tokenizer.json."""
         return self._backend.to_str()
 
+    @property
+    def tokenizer_json(self) -> str:
+        """As a codec (`data.codec`): the text of its tokenizer.json."""
+        return self.to_json()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As a codec: nothing besides."""
+        return {}
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens around it."""
         return self._backend.encode(text, add_special_tokens=False).ids
@@ -117,6 +137,14 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_marks(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are read as such, as a template's own marks are."""
+        pieces = self._mark.split(text)
+        ids = self.encode(pieces[0])
+        for mark, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+            ids += [self._marks[mark], *self.encode(piece)]
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens; a broken character comes out as U+FFFD."""

@@ -99,11 +99,12 @@ def _too_slow(latency: float, request: Request, machine: Machine, shape: Shape, 
     answer = answer_time(shape, request, machine)
     beams = request.beam_size > 1
     greedy_s = answer_time(shape, replace(request, beam_size=1), machine).total_s
+    each = f", {show_time(answer.token_s)} a token" if request.new_tokens else ""
     fewer = f", set evaluate.beam_size=1 (then {_nearest(greedy_s)})" if beams else ""
     return BudgetError(
         f"limits.latency is {latency:.3g} s, and the fastest model {among} ({_name(shape)}) takes about "
-        f"{_nearest(answer.total_s)} for {told_request(request)}, {show_time(answer.token_s)} a token: raise it to "
-        f"that{fewer} or lower tokenizer.vocab_size"
+        f"{_nearest(answer.total_s)} for {told_request(request)}{each}: raise it to that{fewer} or lower "
+        "tokenizer.vocab_size"
     )
 
 
@@ -128,6 +129,8 @@ def _up(value: float, figures: int) -> float:
 
 def told_request(request: Request) -> str:
     """A request in words."""
+    if not request.new_tokens:
+        return f"one example of {request.prompt_len} positions"
     beams = f" with {request.beam_size} beams" if request.beam_size > 1 else ""
     return f"an answer of {request.new_tokens} tokens to {request.prompt_len}{beams}"
 

@@ -20,7 +20,7 @@ from chinchilla.planning.count import num_params
 from chinchilla.planning.huber import Array, Points, jacobian
 from chinchilla.planning.own_law import OwnLaw
 from chinchilla.planning.posterior import EXPONENT_ERROR, NOISE, TERM_ERROR, Posterior, percentile_80
-from chinchilla.planning.search import Facts, build
+from chinchilla.planning.search import Facts, build, depth
 
 SWEEP_DIMS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768)
 CHANNELS_A_LAYER = 80
@@ -82,8 +82,7 @@ def ladder(facts: Facts, fixed: Model) -> tuple[Shape, ...]:
     shapes = []
     for dim in (fixed.dim,) if fixed.dim else SWEEP_DIMS:
         layers = max(2, round(dim / CHANNELS_A_LAYER))
-        encoder = 0 if facts.task == "generate" else fixed.num_encoder_layers or layers
-        shapes.append(build(facts, fixed, dim, encoder, fixed.num_decoder_layers or layers))
+        shapes.append(build(facts, fixed, dim, *depth(facts.family, fixed, layers)))
     return tuple(sorted(shapes, key=num_params))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from chinchilla.config.errors import DataError
 from chinchilla.config.estimate import Estimate
-from chinchilla.config.plan import Probe, TaskName
+from chinchilla.config.plan import FAMILIES, Family, Probe, TaskName
 from chinchilla.planning.laws import effective_tokens
 
 Floats = NDArray[np.float64]
@@ -62,6 +62,18 @@ PRIORS: dict[TaskName, Prior] = {
     "generate": Prior(floor=0.5, exponent=0.28, size_exponent=0.2),
 }
 """From a few runs of minutes each (docs/planning.md): a source leaves little to guess, running text much."""
+
+UNTRIED: dict[Family, Prior] = {
+    "encoder-decoder": PRIORS["translate"],
+    "decoder": PRIORS["generate"],
+    "encoder": Prior(floor=0.4, exponent=0.4, size_exponent=0.1),
+}
+"""For tasks without runs behind them: what is like them, and for classes a guess."""
+
+
+def prior_of(task: TaskName) -> Prior:
+    """What a task's loss curves were like, or those of tasks like it."""
+    return PRIORS.get(task, UNTRIED[FAMILIES[task]])
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,10 @@ CACHE_PASSES = 6.0
 
 @dataclass(frozen=True)
 class Request:
-    """One answer: a prompt (a source, for an encoder) and the new tokens; `beam_size` 1 is greedy or sampling."""
+    """One answer: a prompt (a source, for an encoder) and the new tokens; `beam_size` 1 is greedy or sampling.
+
+    An encoder alone answers with a class, and no new tokens.
+    """
 
     prompt_len: int
     new_tokens: int
@@ -72,9 +75,11 @@ def answer_time(shape: Shape, request: Request, machine: Machine) -> AnswerTime:
     """Time of one answer on `machine`, nothing else asked of it.
 
     Raises:
-        UsageError: no decoder, a length below 1, or more positions than the model has.
+        UsageError: a length below 1, or more positions than the model has.
     """
     _check(shape, request)
+    if not shape.num_decoder_layers:
+        return AnswerTime(_reading(shape, request.prompt_len, machine), 0.0, 0)
     return AnswerTime(
         prompt_s=_reading(shape, request.prompt_len, machine),
         token_s=_token(shape, request, machine),
@@ -83,9 +88,8 @@ def answer_time(shape: Shape, request: Request, machine: Machine) -> AnswerTime:
 
 
 def _check(shape: Shape, request: Request) -> None:
-    if not shape.num_decoder_layers:
-        raise UsageError("an encoder alone has no answers to wait for")
-    if min(request.prompt_len, request.new_tokens, request.beam_size) < 1:
+    least = 1 if shape.num_decoder_layers else 0
+    if min(request.prompt_len, request.beam_size) < 1 or request.new_tokens < least:
         raise UsageError(f"{request}: each at least 1")
     both = shape.num_encoder_layers == 0
     longest = request.prompt_len + request.new_tokens if both else max(request.prompt_len, request.new_tokens)

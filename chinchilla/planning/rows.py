@@ -18,5 +18,7 @@ def facts_of(plan: Plan) -> Facts | None:
         vocab_size=plan.shape.vocab_size,
         unique_tokens=plan.unique_tokens,
         bytes_per_token=plan.bytes_per_token,
+        num_classes=plan.shape.num_classes,
+        stem=plan.shape.stem,
         **plan.rows.model_dump(),
     )

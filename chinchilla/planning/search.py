@@ -10,9 +10,9 @@ from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Machine, Precision
-from chinchilla.config.plan import Decision, OptimizerKind, TaskName
+from chinchilla.config.plan import FAMILIES, PACKED, Decision, Family, OptimizerKind, TaskName
 from chinchilla.config.run import Limits, Model
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import Shape, Stem
 from chinchilla.config.units import show_count
 from chinchilla.planning.bounds import Bound, answer_s, bounds, unfit
 from chinchilla.planning.bounds import too_little as too_little
@@ -50,6 +50,9 @@ class Facts(Frozen):
     `mean_target_len` are of a batch's rows, and `max_len` is the longest of them; a translation's rows are packed with
     several pairs. `bytes_per_token` is of the labelled text; `padding` is the share of positions without a token.
     `beam_size` is how many answers a translation looks for side by side.
+
+    Where examples are put in one of `num_classes`, a label stands for a token: `unique_tokens` are examples, and a row
+    has `labels_per_row` of them. A `stem` takes what is no text.
     """
 
     task: TaskName
@@ -62,17 +65,41 @@ class Facts(Frozen):
     bytes_per_token: float
     padding: float = 0.0
     beam_size: int = 4
+    labels_per_row: float = 0.0
+    num_classes: int = 0
+    stem: Stem | None = None
+
+    @property
+    def family(self) -> Family:
+        """Which stacks the model has."""
+        return FAMILIES[self.task]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds several examples."""
+        return self.task in PACKED
+
+    @property
+    def positions_per_label(self) -> float:
+        """Positions that the model works on for each label, of its longer side."""
+        return self.mean_source_len / self.labels_per_row if self.labels_per_row else 1 / (1 - self.padding)
 
     def batch(self, tokens: float) -> Batch:
         """A typical batch of about `tokens` labelled tokens."""
+        if self.labels_per_row:
+            size = max(1, round(tokens / self.labels_per_row))
+            labelled = max(1, round(size * self.labels_per_row))
+            return Batch(size, round(self.mean_source_len), labelled=labelled, packed=self.packed)
         rows = typical_batch(tokens / (1 - self.padding), self.mean_source_len, self.mean_target_len)
         labelled = round(rows.loss_rows * (1 - self.padding))
-        return replace(rows, labelled=labelled, packed=self.task == "translate")
+        return replace(rows, labelled=labelled, packed=self.packed)
 
     @property
     def request(self) -> Request:
-        """A typical answer: a mean source and its translation, or a short prompt and a line more."""
-        if self.task == "generate":
+        """A typical answer: a mean source and its translation, a short prompt and a line more, or an example alone."""
+        if self.labels_per_row:
+            return Request(max(1, round(self.positions_per_label * (1 - self.padding))), 0)
+        if self.family == "decoder":
             new = min(ANSWER_TOKENS, self.max_len // 2)
             return Request(max(1, min(PROMPT_TOKENS, self.max_len - new)), max(1, new))
         new = min(self.max_len, max(1, round(self.unique_tokens / self.num_examples)))
@@ -112,6 +139,9 @@ def build(facts: Facts, fixed: Model, dim: int, encoder_layers: int, decoder_lay
             "num_decoder_layers": decoder_layers,
             "vocab_size": facts.vocab_size,
             "max_len": max(fixed.max_len or 0, facts.max_len),  # packed rows may be longer than the texts
+            "num_classes": facts.num_classes,
+            "stem": facts.stem,
+            "position": fixed.position or ("rotary" if facts.stem is None else "learned"),
             "norm": fixed.norm or "layer",
         }
     )
@@ -270,23 +300,26 @@ def interval(cost_s: float, step_time_s: float, share: float) -> int:
 
 def _ladder(facts: Facts, fixed: Model) -> Iterator[Shape]:
     """Every width and depth that the fixed settings leave open."""
-    if facts.task == "generate" and fixed.num_encoder_layers:
-        raise UsageError("model.num_encoder_layers: `generate` has a decoder only; leave it out")
+    if facts.family == "decoder" and fixed.num_encoder_layers:
+        raise UsageError(f"model.num_encoder_layers: `{facts.task}` has a decoder only; leave it out")
+    if facts.family == "encoder" and fixed.num_decoder_layers:
+        raise UsageError(f"model.num_decoder_layers: `{facts.task}` has an encoder only; leave it out")
     for dim in [fixed.dim] if fixed.dim else DIMS:
-        for encoder, decoder in _depths(facts.task, fixed):
+        for encoder, decoder in _depths(facts.family, fixed):
             free = not (fixed.dim or fixed.num_encoder_layers or fixed.num_decoder_layers)
             if not free or ASPECT[0] <= dim / max(encoder, decoder) <= ASPECT[1]:
                 yield _checked(facts, fixed, dim, encoder, decoder)
 
 
-def _depths(task: TaskName, fixed: Model) -> list[tuple[int, int]]:
+def _depths(family: Family, fixed: Model) -> list[tuple[int, int]]:
     """Numbers of encoder and decoder layers to try; equal where both are open."""
-    encoder, decoder = fixed.num_encoder_layers, fixed.num_decoder_layers
-    if task == "generate":
-        return [(0, decoder)] if decoder else [(0, layers) for layers in LAYERS]
-    if encoder and decoder:
-        return [(encoder, decoder)]
-    return [(encoder or layers, decoder or layers) for layers in LAYERS]
+    return list(dict.fromkeys(depth(family, fixed, layers) for layers in LAYERS))
+
+
+def depth(family: Family, fixed: Model, layers: int) -> tuple[int, int]:
+    """Encoder and decoder layers of a model of so many a stack, with what the user fixed kept."""
+    encoder, decoder = fixed.num_encoder_layers or layers, fixed.num_decoder_layers or layers
+    return (0 if family == "decoder" else encoder), (0 if family == "encoder" else decoder)
 
 
 def _checked(facts: Facts, fixed: Model, dim: int, encoder: int, decoder: int) -> Shape:
@@ -330,8 +363,7 @@ def _fewest(dim: int) -> int:
 
 
 def _of_depth(dim: int, layers: int, facts: Facts, fixed: Model) -> Shape:
-    encoder = 0 if facts.task == "generate" else fixed.num_encoder_layers or layers
-    return _checked(facts, fixed, dim, encoder, fixed.num_decoder_layers or layers)
+    return _checked(facts, fixed, dim, *depth(facts.family, fixed, layers))
 
 
 def _of_width(dim: int, target: float, held_to: Sequence[Bound], facts: Facts, fixed: Model) -> Shape | None:

@@ -114,7 +114,7 @@ def _check(shape: Shape, rows: int, prompt_len: int, new_tokens: int, beam_size:
         ("new_tokens", new_tokens),
         ("beam_size", beam_size),
     ):
-        if value < 1:
+        if value < (0 if name == "new_tokens" and not shape.num_decoder_layers else 1):
             raise UsageError(f"serve_memory: {name} is {value}; at least 1")
     longest = max(prompt_len, new_tokens) if shape.num_encoder_layers else prompt_len + new_tokens
     if longest > shape.max_len:

@@ -16,6 +16,7 @@ from chinchilla.tasks.task import Batch, Loss, Objective, Sample, Score
 SAMPLES = 8
 PROMPT_WORDS = 6
 SAMPLE_TOKENS = 120
+REPLY_TOKENS = 32
 
 
 class Generate:
@@ -51,12 +52,24 @@ class Generate:
             size_bytes += len(example[0].encode())
             on_progress((index + 1) / len(examples))
         metrics = {"bits_per_byte": bits_per_byte(nats, size_bytes), "perplexity": math.exp(nats / tokens)}
-        prompts = [" ".join(example[0].split()[:PROMPT_WORDS]) for example in examples[:SAMPLES]]
+        prompts = [self.question(example) for example in examples[:SAMPLES]]
         samples = tuple(
             Sample(prompt, example[0], self.answer(model, tokenizer, prompt, Sampling(SAMPLE_TOKENS, seed=index)))
             for index, (prompt, example) in enumerate(zip(prompts, examples, strict=False))
         )
         return Score(metrics, samples)
+
+    def question(self, example: tuple[str, ...]) -> str:
+        """The first words."""
+        return " ".join(example[0].split()[:PROMPT_WORDS])
+
+    def reply(self, model: Transformer, tokenizer: Tokenizer, question: str) -> str:
+        """A short greedy continuation, so that every model does alike."""
+        return self.answer(model, tokenizer, question, Sampling(REPLY_TOKENS, temperature=0))
+
+    def show(self, example: tuple[str, ...]) -> tuple[str, str | None]:
+        """The first words, and the text."""
+        return self.question(example), example[0]
 
     def answer(self, model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> str:
         """Continue `prompt`; the answer is what comes after it."""

@@ -1,13 +1,12 @@
 """What a task is: what to minimise, what to measure, how to answer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from chinchilla.config.plan import TaskName
-from chinchilla.data.tokenizer import Tokenizer
 from chinchilla.models.head import IGNORE
 from chinchilla.models.transformer import Transformer
 
@@ -35,10 +34,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """A model's metrics on test data, and some of its answers."""
+    """A model's metrics on test data, some of its answers, and what is drawn of them (JSON by name)."""
 
     metrics: dict[str, float]
     samples: tuple[Sample, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ class Objective:
 
 
 class Task(Protocol):
-    """One task over examples of one kind."""
+    """One task over examples of one kind.
+
+    An example is what is asked and the right answer; a codec turns both into tensors and back (`data.codec`).
+    """
 
     name: TaskName
 
@@ -62,13 +65,23 @@ class Task(Protocol):
     def score(
         self,
         model: Transformer,
-        tokenizer: Tokenizer,
-        examples: Sequence[tuple[str, ...]],
+        codec: Any,
+        examples: Sequence[Any],
+        /,
         on_progress: Callable[[float], None] = ...,
     ) -> Score:
         """Metrics on held-out examples; `on_progress` is told the share that is done."""
 
+    def question(self, example: Any, /) -> Any:
+        """What a user would ask of this example."""
+
+    def reply(self, model: Transformer, codec: Any, question: Any, /) -> str:
+        """Answer one question alone, as when served; of a text without end a line."""
+
+    def show(self, example: Any, /) -> tuple[str, str | None]:
+        """The question in words, and the right answer where there is one."""
+
 
 def num_tokens(batch: Batch) -> int:
-    """Labelled tokens of a micro-batch: what its loss is a sum over."""
+    """Labels of a micro-batch, of tokens or of examples: what its loss is a sum over."""
     return int((batch["labels"] != IGNORE).sum())

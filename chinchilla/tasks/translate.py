@@ -58,6 +58,18 @@ class Translate:
         triples = zip(sources, references, outputs, strict=True)
         return Score(metrics, tuple(Sample(*triple) for triple in triples))
 
+    def question(self, example: tuple[str, ...]) -> str:
+        """The source."""
+        return example[0]
+
+    def reply(self, model: Transformer, tokenizer: Tokenizer, question: str) -> str:
+        """The translation of one text."""
+        return self.answer(model, tokenizer, [question])[0]
+
+    def show(self, example: tuple[str, ...]) -> tuple[str, str | None]:
+        """Source and translation."""
+        return example[0], example[1]
+
     def answer(
         self,
         model: Transformer,

@@ -3,29 +3,46 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.config.plan import TaskName
+from chinchilla.config.run import Run
+from chinchilla.data.classes import Classes
 from chinchilla.data.tokenizer import Specials, Tokenizer
 from chinchilla.models.folder import TOKENIZER, WEIGHTS
 from chinchilla.models.generate import Sampling
-from chinchilla.models.hub import read_model
+from chinchilla.models.hub import Loaded, read_model
 from chinchilla.models.quantized import describe, num_params
 from chinchilla.models.transformer import Transformer
 from chinchilla.serving.answerer import Card
 from chinchilla.serving.decoding import TokenDecoding
 from chinchilla.tasks.generate import Generate, prompt_ids
+from chinchilla.tasks.task import Task
 from chinchilla.tasks.translate import Translate
+from chinchilla.verbs.prepare import KINDS, kind_of
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model with its tokenizer and task, ready to answer; what `serving` calls an answerer."""
+    """A model with its codec and task, ready to answer; what `serving` calls an answerer."""
 
     card: Card
     model: Transformer
-    tokenizer: Tokenizer
+    codec: Any
+    task: Task
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns texts into tokens.
+
+        Raises:
+            UsageError: the model takes no texts.
+        """
+        tokenizer = getattr(self.codec, "tokenizer", self.codec)
+        if not isinstance(tokenizer, Tokenizer):
+            raise UsageError(f"{self.card.name} is a model for {self.card.task}, and takes no texts")
+        return tokenizer
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens that each text takes as input, special tokens included."""
@@ -33,7 +50,7 @@ class Model:
 
     def translate(self, texts: Sequence[str], beam_size: int = 4) -> list[str]:
         """Translate texts as one batch."""
-        self._require("translate")
+        self._require("translate", "summarise")
         return Translate(beam_size).answer(self.model, self.tokenizer, texts)
 
     def complete(self, prompt: str, sampling: Sampling) -> str:
@@ -51,13 +68,17 @@ class Model:
 
         return TokenDecoding(self.model, encode, self.tokenizer.stream, frozenset({shape.eos_id}))
 
-    def _require(self, task: str) -> None:
-        if self.card.task != task:
-            raise UsageError(f"{self.card.name} is a model for {self.card.task}, not for {task}")
+    def reply(self, question: Any) -> str:
+        """Answer one question the way the task does."""
+        return self.task.reply(self.model, self.codec, question)
+
+    def _require(self, *tasks: str) -> None:
+        if self.card.task not in tasks:
+            raise UsageError(f"{self.card.name} is a model for {self.card.task}, not for {tasks[0]}")
 
 
-def load(path: Path) -> Model:
-    """Open a run folder, a model folder of a known family, or a GGUF file.
+def load(path: Path, run: Run | None = None) -> Model:
+    """Open a run folder, a model folder of a known family, or a GGUF file. `run` has the task's settings.
 
     Raises:
         UsageError: nothing there is a model that can be opened.
@@ -65,22 +86,10 @@ def load(path: Path) -> Model:
     """
     folder = path / "model" if (path / "model").is_dir() else path
     loaded = read_model(folder)
-    if loaded.tokenizer_json is None:
-        raise UsageError(f"{folder}: tokenizer.json is missing, so that texts cannot be turned into tokens")
-    task: TaskName = "translate" if loaded.shape.num_encoder_layers and loaded.shape.num_decoder_layers else "generate"
-    if not loaded.shape.num_decoder_layers:
-        raise UsageError(f"{folder}: an encoder alone has no answers to give")
+    task = _task(loaded, folder)
     weights = folder if folder.is_file() else folder / WEIGHTS
     shape = loaded.shape
-    specials = Specials(shape.pad_id, shape.bos_id, shape.eos_id, shape.pad_id)
-    own = loaded.config.get("model_type") == "chinchilla"
-    tokenizer = Tokenizer.from_json(loaded.tokenizer_json, None if own else specials, f"{folder}/{TOKENIZER}")
-    if own and tokenizer.vocab_size > shape.vocab_size:
-        raise FaultError(
-            f"{folder}: tokenizer.json has ids up to {tokenizer.vocab_size - 1}, the model knows {shape.vocab_size}; "
-            "one of the two is another model's: put back the tokenizer.json that was written with this model"
-        )
-    model = loaded.model
+    codec, model = _codec(loaded, task, folder), loaded.model
     return Model(
         Card(
             name=path.resolve().name,
@@ -93,8 +102,47 @@ def load(path: Path) -> Model:
             metrics=_metrics(loaded.config),
         ),
         model,
-        tokenizer,
+        codec,
+        kind_of(task).make_task(run),
     )
+
+
+def _task(loaded: Loaded, folder: Path) -> TaskName:
+    """What a folder of ours says it is for; of another's what its stacks can do."""
+    named = loaded.config.get("task")
+    if _is_own(loaded) and named in KINDS:
+        return cast(TaskName, named)
+    if not loaded.shape.num_decoder_layers:
+        raise UsageError(f"{folder}: an encoder alone has no answers to give")
+    return "translate" if loaded.shape.num_encoder_layers else "generate"
+
+
+def _codec(loaded: Loaded, task: TaskName, folder: Path) -> Any:
+    shape = loaded.shape
+    if not _is_own(loaded):
+        if loaded.tokenizer_json is None:
+            raise UsageError(f"{folder}: tokenizer.json is missing, so that texts cannot be turned into tokens")
+        specials = Specials(shape.pad_id, shape.bos_id, shape.eos_id, shape.pad_id)
+        return Tokenizer.from_json(loaded.tokenizer_json, specials, f"{folder}/{TOKENIZER}")
+    settings = loaded.config.get("codec")
+    codec = kind_of(task).open_codec(settings if isinstance(settings, dict) else {}, loaded.tokenizer_json, str(folder))
+    tokenizer = getattr(codec, "tokenizer", codec)
+    if isinstance(tokenizer, Tokenizer) and tokenizer.vocab_size > shape.vocab_size:
+        raise FaultError(
+            f"{folder}: tokenizer.json has ids up to {tokenizer.vocab_size - 1}, the model knows {shape.vocab_size}; "
+            "one of the two is another model's: put back the tokenizer.json that was written with this model"
+        )
+    classes = getattr(codec, "classes", None)
+    if isinstance(classes, Classes) and len(classes.names) != shape.num_classes:
+        raise FaultError(
+            f"{folder}: config.json names {len(classes.names)} classes, the model knows {shape.num_classes}; "
+            "one of the two is another model's: get the folder anew"
+        )
+    return codec
+
+
+def _is_own(loaded: Loaded) -> bool:
+    return loaded.config.get("model_type") == "chinchilla"
 
 
 def _metrics(config: Mapping[str, Any]) -> dict[str, float]:

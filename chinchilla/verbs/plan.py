@@ -12,7 +12,7 @@ import torch
 from chinchilla.config.errors import BudgetError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.machine import Machine
-from chinchilla.config.plan import Decision, Plan, Training
+from chinchilla.config.plan import Decision, Plan, TaskName, Training
 from chinchilla.config.run import Run
 from chinchilla.config.units import show_bytes, show_count, show_time
 from chinchilla.data.sources import default_cache
@@ -24,10 +24,12 @@ from chinchilla.planning.latency import answer_time
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.own_law import read_law
 from chinchilla.planning.rows import rows_of
+from chinchilla.planning.search import Facts
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
 from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs import layouts
-from chinchilla.verbs.prepare import Prepared, prepare
+from chinchilla.verbs.prepare import prepare
+from chinchilla.verbs.prepared import Prepared
 from chinchilla.verbs.probes import PEAK_SHARE, Choice, choose, law_advice
 
 log = logging.getLogger("chinchilla")
@@ -42,6 +44,12 @@ LEARNING_RATE = 5e-3
 
 LEAST_MICRO_TOKENS, MOST_MICRO_TOKENS = 1024, 8192
 """Labelled tokens that go through the model at one time: enough for the products' speed, few enough for the memory."""
+
+SMOOTHED: frozenset[TaskName] = frozenset(("translate", "summarise", "classify_image"))
+"""Tasks whose labels are smoothed by a tenth."""
+
+BATCH_POSITIONS, BATCH_EXAMPLES = 8192, (16, 512)
+"""Where an example has one label: positions a step, and bounds on the examples that makes."""
 
 DROPOUT_EPOCHS = 5
 """Passes over the data from which dropout is worth its cost; below, it only slows learning down."""
@@ -138,7 +146,7 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
     epochs = flops / (6 * search.typical_params(flops)) / prepared.facts.unique_tokens
     advice = law_advice(run, prepared, machine, flops)
-    batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else BATCH_TOKENS)
+    batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else _batch_labels(prepared.facts))
     rate = advice.learning_rate if advice else LEARNING_RATE
     defaults = {
         "optimizer": "muon",
@@ -149,12 +157,12 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
         "warmup_steps": 40,
         "decay_fraction": 0.4,
         "clip_norm": 1.0,
-        "label_smoothing": 0.1 if run.task == "translate" else 0.0,
+        "label_smoothing": 0.1 if run.task in SMOOTHED else 0.0,
         "dropout": 0.1 if epochs > DROPOUT_EPOCHS else 0.0,
         "ema_decay": 0.0,
         "precision": machine.fastest_precision(),
         "compile": False,
-        "accumulation": _accumulation(batch_tokens, machine.threads if machine.device == "cpu" else 1),
+        "accumulation": _accumulation(batch_tokens, prepared.facts, machine.threads if machine.device == "cpu" else 1),
     }
     never = {"steps": 10**9, "eval_every": 10**9, "checkpoint_every": 10**9, "log_every": 10**9}
     said = {name: value for name, value in fixed.model_dump().items() if name in Training.model_fields}
@@ -163,17 +171,26 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     return Training(**never | defaults | rest | said)
 
 
-def _accumulation(batch_tokens: int, threads: int) -> int:
+def _batch_labels(facts: Facts) -> int:
+    """Labels a step: tokens, or as many examples as have a step's usual positions."""
+    if not facts.labels_per_row:
+        return BATCH_TOKENS
+    fewest, most = BATCH_EXAMPLES
+    return min(max(round(BATCH_POSITIONS / facts.positions_per_label), fewest), most)
+
+
+def _accumulation(batch_labels: int, facts: Facts, threads: int) -> int:
     """Micro-batches a step: as many side by side as the threads and `LEAST_MICRO_TOKENS` allow, none too large."""
-    sides = [n for n in range(1, threads + 1) if threads % n == 0 and batch_tokens / n >= LEAST_MICRO_TOKENS]
-    side = max(sides, default=1)
-    return side * math.ceil(batch_tokens / (side * MOST_MICRO_TOKENS))
+    positions = batch_labels * (facts.positions_per_label if facts.labels_per_row else 1)
+    sides = [n for n in range(1, threads + 1) if threads % n == 0 and positions / n >= LEAST_MICRO_TOKENS]
+    side = max((n for n in sides if batch_labels >= n), default=1)
+    return min(side * math.ceil(positions / (side * MOST_MICRO_TOKENS)), batch_labels)
 
 
 def _refuse_tiny(time_s: float, prepared: Prepared, machine: Machine, draft: Training) -> None:
     """Refuse a budget that even a hopeful estimate of the smallest model's step does not fit, before any training."""
     facts = prepared.facts
-    smallest = search.build(facts, prepared.run.model, 128, 2 * (facts.task == "translate"), 2)
+    smallest = search.build(facts, prepared.run.model, 128, *search.depth(facts.family, prepared.run.model, 2))
     batch = facts.batch(draft.batch_tokens / draft.accumulation)
     step_s = step_time(smallest, batch, machine, draft.precision, draft.optimizer, draft.accumulation).estimate()
     if time_s < step_s.p10:
@@ -309,6 +326,13 @@ def _scheduled(
     )
 
 
+def _chosen_among(facts: Facts) -> tuple[str, str, str, str]:
+    """The row on what the model chooses among."""
+    if facts.num_classes:
+        return "classes", f"{facts.num_classes:,}", "", f"of {facts.num_examples:,} examples"
+    return "vocabulary", f"{facts.vocab_size:,}", "", f"{facts.bytes_per_token:.3g} bytes a token here"
+
+
 def _decisions(
     run: Run,
     prepared: Prepared,
@@ -324,7 +348,7 @@ def _decisions(
     layers = "+".join(str(number) for number in (shape.num_encoder_layers, shape.num_decoder_layers) if number)
     rates = ", ".join(f"{name} {machine.flops_per_s(name) / 1e9:.0f}" for name in ("bf16", "fp32"))
     epochs = f"{tokens / facts.unique_tokens:.3g} epochs of {show_count(facts.unique_tokens)}"
-    alike = "rows without padding" if facts.task == "generate" else "pairs packed in rows"
+    alike = "examples packed in rows" if facts.packed else "rows without padding"
     often = "the data is seen often" if training.dropout else "too few passes over the data for dropout to pay"
     recompute = "else memory does not suffice" if training.recompute else "activations fit the memory; a third faster"
     norm = "as the recipe says" if run.model.norm else "LayerNorm's kernel is 4× RMSNorm's on CPUs"
@@ -336,7 +360,7 @@ def _decisions(
         # name, value, key, why
         ("model", f"{layers} layers of {shape.dim}, {show_count(count.num_params(shape))}", "", why),
         ("norm", shape.norm, "", norm),
-        ("vocabulary", f"{facts.vocab_size:,}", "", f"{facts.bytes_per_token:.3g} bytes a token here"),
+        _chosen_among(facts),
         ("steps", f"{training.steps:,}", "steps", "what the budget holds at the measured speed"),
         ("tokens", show_count(tokens), "", epochs),
         (

@@ -10,7 +10,7 @@ CHUNK = 64
 
 
 def predict(path: Path, texts: Sequence[str], beam_size: int = 4, sampling: Sampling | None = None) -> Iterator[str]:
-    """One answer a text, in order: its translation, or its continuation.
+    """One answer a text, in order: its translation, summary, class or continuation.
 
     Raises:
         UsageError: no model there.
@@ -18,7 +18,9 @@ def predict(path: Path, texts: Sequence[str], beam_size: int = 4, sampling: Samp
     model = load(path)
     for start in range(0, len(texts), CHUNK):
         chunk = texts[start : start + CHUNK]
-        if model.card.task == "translate":
+        if model.card.task in ("translate", "summarise"):
             yield from model.translate(chunk, beam_size)
-        else:
+        elif model.card.task == "generate":
             yield from (model.complete(text, sampling or Sampling(100)) for text in chunk)
+        else:
+            yield from map(model.reply, chunk)

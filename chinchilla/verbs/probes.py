@@ -30,7 +30,7 @@ from chinchilla.training.monitor import Silent
 from chinchilla.training.probe import probe
 from chinchilla.training.trainer import Trainer
 from chinchilla.training.workers import worker_count
-from chinchilla.verbs.prepare import Prepared
+from chinchilla.verbs.prepared import Prepared
 
 log = logging.getLogger("chinchilla")
 
@@ -215,7 +215,7 @@ def _by_law(
         valid_loss=None,
         eval_time_s=None,
         unique_tokens=prepared.facts.unique_tokens,
-        prior=halving.PRIORS[prepared.facts.task],
+        prior=halving.prior_of(prepared.facts.task),
     )
 
 
@@ -269,7 +269,7 @@ def _by_probes(
         valid_loss=valid_loss,
         eval_time_s=eval_time_s,
         unique_tokens=prepared.facts.unique_tokens,
-        prior=halving.PRIORS[prepared.facts.task],
+        prior=halving.prior_of(prepared.facts.task),
     )
 
 
@@ -341,7 +341,7 @@ def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: 
     steps = candidate.trainer.progress.step
     reach = candidate.trainer.progress.tokens / steps * time_s / (pace_now * candidate.roofline_s)
     num_params = count.num_params(candidate.shape)
-    prior = halving.PRIORS[prepared.facts.task]
+    prior = halving.prior_of(prepared.facts.task)
     predicted = halving.predict_loss(candidate.curve, num_params, max(reach, tokens), unique, prior)
     return Probe(
         shape=candidate.shape,

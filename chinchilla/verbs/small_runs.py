@@ -31,7 +31,8 @@ from chinchilla.planning.room import Room
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.training.allocator import keep_freed_memory, used_bytes
 from chinchilla.verbs.plan import assemble, draft_training, measured_machine
-from chinchilla.verbs.prepare import Prepared, prepare
+from chinchilla.verbs.prepare import prepare
+from chinchilla.verbs.prepared import Prepared
 from chinchilla.verbs.probes import GAPS, Choice, room_for
 
 SMALL_SHARE = 0.5
@@ -161,7 +162,7 @@ def small_plan(ground: Ground, small: Small, done: Sequence[Done]) -> tuple[Load
         valid_loss=None,
         eval_time_s=None,
         unique_tokens=ground.prepared.facts.unique_tokens,
-        prior=halving.PRIORS[ground.prepared.facts.task],
+        prior=halving.prior_of(ground.prepared.facts.task),
         own=fitted(ground, done) if done else None,
     )
     made = assemble(loaded.run, ground.prepared, ground.machine, ground.draft, choice, time.perf_counter())
@@ -185,7 +186,7 @@ def places(ground: Ground, done: Sequence[Done]) -> Points:
 
 def known(ground: Ground, done: Sequence[Done], points: Points) -> Posterior:
     """What finished runs at `points` say of the law; with none, what the task's prior says about that centre."""
-    return posterior(points, np.array([run.loss for run in done]), halving.PRIORS[ground.prepared.facts.task])
+    return posterior(points, np.array([run.loss for run in done]), halving.prior_of(ground.prepared.facts.task))
 
 
 def fitted(ground: Ground, done: Sequence[Done]) -> OwnLaw:

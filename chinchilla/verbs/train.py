@@ -31,7 +31,8 @@ from chinchilla.training.progress import Outcome, Review
 from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.exam import RunExam
 from chinchilla.verbs.plan import plan
-from chinchilla.verbs.prepare import Prepared, prepare
+from chinchilla.verbs.prepare import prepare
+from chinchilla.verbs.prepared import Prepared
 from chinchilla.verbs.stop import StopSignals
 
 log = logging.getLogger("chinchilla")
@@ -107,7 +108,8 @@ def begin(
             folder.write_run(loaded)
             folder.write_plan(made)
             folder.write_env(run.seed, made.training.threads)
-            write_text(folder.path / "tokenizer.json", prepared.tokenizer.to_json())
+            if prepared.codec.tokenizer_json is not None:
+                write_text(folder.path / "tokenizer.json", prepared.codec.tokenizer_json)
             folder.log_event("planned", planning_time_s=made.planning_time_s)
             return _carry_out(folder, made, prepared, progress, None, stop)
 
@@ -193,14 +195,14 @@ def _carry_out(
     memory_bytes = peak_bytes(trainer.device)
     progress.stage("scoring on the test data")
     model = trainer.model.eval()
-    score = prepared.task.score(model, prepared.tokenizer, prepared.test)
+    score = prepared.task.score(model, prepared.codec, prepared.test)
     measured = _measured(made, outcome, memory_bytes)
     write_model(
         folder.model,
         model,
-        prepared.tokenizer.to_json(),
+        prepared.codec.tokenizer_json,
         _card(made, score, outcome),
-        {"task": made.task, "metrics": score.metrics},
+        {"task": made.task, "metrics": score.metrics, "codec": prepared.codec.settings},
     )
     measured["size_bytes"] = float((folder.model / "model.safetensors").stat().st_size)
     measured["latency_s"] = _latency(prepared, model)
@@ -293,8 +295,8 @@ def _spent(made: Plan, outcome: Outcome) -> float:
 
 def _latency(prepared: Prepared, model: Transformer) -> float:
     """Median time of one answer, over some of the test texts."""
-    exam = RunExam(prepared.run, prepared.tokenizer, prepared.test)
-    (times,) = latencies([lambda text: exam.answer(model, text)], exam.sources[:LATENCY_TEXTS], 1)
+    exam = RunExam(prepared.task, prepared.codec, prepared.test[:LATENCY_TEXTS])
+    (times,) = latencies([lambda asked: exam.answer(model, asked)], exam.questions, 1)
     return statistics.median(times)
 
 
@@ -307,7 +309,7 @@ library_name: chinchilla
 tags: [{made.task}]
 ---
 
-# {made.task.capitalize()}, {show_count(made.num_params)} parameters
+# {made.task.replace("_", " ").capitalize()}, {show_count(made.num_params)} parameters
 
 Trained by Chinchilla for {show_time(outcome.train_time_s)} on {made.machine.name} ({made.machine.threads} threads,
 {platform.system()}): {show_count(outcome.tokens)} tokens, {outcome.tokens / made.unique_tokens:.2g} epochs.
@@ -326,6 +328,7 @@ def _write_results(folder: RunFolder, score: Score, outcome: Outcome, measured: 
     results = {
         "metrics": score.metrics,
         "samples": [vars(sample) for sample in score.samples[:SAMPLES]],
+        "details": score.details,
         "valid_loss": outcome.valid_loss,
         "best_step": outcome.best_step,
         "steps": outcome.steps,

@@ -14,7 +14,7 @@ from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.load import load_run
 from chinchilla.config.machine import Machine
-from chinchilla.config.plan import TaskName, Training
+from chinchilla.config.plan import FAMILIES, Family, TaskName, Training
 from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
@@ -28,7 +28,8 @@ from chinchilla.planning.room import Room
 from chinchilla.training.allocator import used_bytes
 from chinchilla.training.workers import worker_count
 from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE, draft_training, known_tariff, measured_machine
-from chinchilla.verbs.prepare import Prepared, prepare
+from chinchilla.verbs.prepare import prepare
+from chinchilla.verbs.prepared import Prepared
 from chinchilla.verbs.probes import GAPS, PEAK_SHARE, PROBE_SHARE
 
 Tell = Callable[[str], None]
@@ -37,10 +38,11 @@ HERE = "here"
 """The name of this machine among those compared."""
 
 FIRST_TOKENS, FIRST_SHARE = 1e5, 0.69
-"""After so many tokens small models of either task stood at this share of chance's loss, log(vocabulary)."""
+"""After so many tokens small models of either task stood at this share of chance's loss, log(outputs)."""
 
-FALL: dict[TaskName, float] = {"translate": 0.30, "generate": 0.105}
-"""Exponent by which it falls with the tokens that count from there on (docs/planning-audit.md)."""
+FALL: dict[Family, float] = {"encoder-decoder": 0.30, "decoder": 0.105, "encoder": 0.2}
+"""Exponent by which it falls with the labels that count from there on: seen with translations and running text
+(docs/planning-audit.md), guessed for classes."""
 
 LOSS_SPREAD, SPREAD_A_DECADE, LAST_TOKENS = 0.35, 0.15, 1e7
 """Relative spread of that loss, and what each decade beyond the runs behind it adds."""
@@ -122,14 +124,14 @@ def as_json(case: Case) -> dict[str, Any]:
     }
 
 
-def small_loss(task: TaskName, vocab_size: int, tokens: float, unique: float) -> Estimate:
+def small_loss(task: TaskName, num_outputs: int, tokens: float, unique: float) -> Estimate:
     """The validation loss of a small model after `tokens` of `unique` different ones, in nats a token: a rule of thumb.
 
     A power of the tokens that count, from 69 % of chance at 1e5 tokens; the size does not enter.
     """
     worth = max(FIRST_TOKENS, effective_tokens(unique, tokens))
     beyond = max(0.0, math.log10(worth / LAST_TOKENS))
-    loss = FIRST_SHARE * math.log(vocab_size) * (worth / FIRST_TOKENS) ** -FALL[task]
+    loss = FIRST_SHARE * math.log(num_outputs) * (worth / FIRST_TOKENS) ** -FALL[FAMILIES[task]]
     return Estimate.around(loss, LOSS_SPREAD + SPREAD_A_DECADE * beyond, "nats/token", "guess")
 
 
@@ -229,7 +231,7 @@ def _loss(shape: Shape, tokens: float, prepared: Prepared, by_law: bool) -> Esti
     unique = prepared.facts.unique_tokens
     if by_law:
         return law_loss(BESIROGLU, num_params(shape), tokens, unique)
-    return small_loss(prepared.facts.task, shape.vocab_size, tokens, unique)
+    return small_loss(prepared.facts.task, shape.num_outputs, tokens, unique)
 
 
 def _useful(by_law: bool) -> float:

@@ -47,9 +47,11 @@ def test_both_sides_go_first_as_often_and_warm_up():
 
 class FakeExam:
     def __init__(self, clock, count):
-        self.sources = [f"{index:03}" for index in range(count)]
-        self.references = [None] * count
+        self.questions = [f"{index:03}" for index in range(count)]
         self.clock = clock
+
+    def show(self, index):
+        return self.questions[index], None
 
     def answer(self, model, text):
         return self.clock.answering(lambda text: int(text) * model)(text)

@@ -35,8 +35,10 @@ SHAPE = Shape(
 class ByteExam:
     """Answers with the bytes of a greedy search; scores by the mean logit."""
 
-    sources = ("hello", "a longer sentence", "c")
-    references = ("bonjour", "une phrase plus longue", "c")
+    questions = ("hello", "a longer sentence", "c")
+
+    def show(self, index):
+        return self.questions[index], ("bonjour", "une phrase plus longue", "c")[index]
 
     @torch.inference_mode()
     def answer(self, model, text):

@@ -13,7 +13,8 @@ from chinchilla.data.batches import PairBatches, TextBatches
 from chinchilla.data.tokenizer import Tokenizer
 from chinchilla.tasks.generate import Generate
 from chinchilla.tasks.translate import Translate
-from chinchilla.verbs.prepare import TEXT_LEN, prepare
+from chinchilla.verbs.prepare import prepare
+from chinchilla.verbs.texts import TEXT_LEN
 
 WORDS = ["stone", "moon", "cat", "mat", "river", "green", "seven", "under", "over", "house", "light", "paper"]
 
@@ -68,7 +69,7 @@ def labels_of(batches: PairBatches | TextBatches) -> int:
 def test_facts_of_pairs(pairs):
     told: list[str] = []
     prepared = prepare(translate_run(pairs), told.append)
-    facts, tokenizer = prepared.facts, prepared.tokenizer
+    facts, tokenizer = prepared.facts, prepared.codec
     rows = [line.split("\t") for line in (pairs / "train.tsv").read_text().splitlines()]
     targets = [tokenizer.encode(target) for _, target in rows]
     assert isinstance(prepared.task, Translate)
@@ -119,7 +120,7 @@ def test_validation_batches_do_not_follow_the_runs_seed(pairs):
 
 def test_facts_of_texts(texts):
     prepared = prepare(make_run("generate", {"train": texts / "train.txt"}))
-    facts, tokenizer = prepared.facts, prepared.tokenizer
+    facts, tokenizer = prepared.facts, prepared.codec
     assert isinstance(prepared.task, Generate)
     assert (facts.task, facts.mean_source_len) == ("generate", 0)
     assert facts.mean_target_len == facts.max_len == prepared.row_len == TEXT_LEN
@@ -141,23 +142,23 @@ def test_facts_of_texts(texts):
 def test_a_tokenizer_file_is_used_as_it_is(pairs, monkeypatch):
     first = prepare(translate_run(pairs))
     file = pairs / "tokenizer.json"
-    file.write_text(first.tokenizer.to_json(), encoding="utf-8")
+    file.write_text(first.codec.to_json(), encoding="utf-8")
 
     def refuse(*given: object) -> Tokenizer:
         raise AssertionError("a tokenizer was trained")
 
     monkeypatch.setattr(Tokenizer, "train", refuse)
     second = prepare(translate_run(pairs, tokenizer={"file": file}))
-    assert second.tokenizer.to_json() == first.tokenizer.to_json()
+    assert second.codec.to_json() == first.codec.to_json()
     assert second.facts == first.facts
     assert (second.train.target.flat == first.train.target.flat).all()
 
 
 def test_the_tokenizer_learns_from_training_data_only(pairs):
     valid = pairs / "valid.tsv"
-    before = prepare(translate_run(pairs)).tokenizer.to_json()
+    before = prepare(translate_run(pairs)).codec.to_json()
     valid.write_text("\n".join(f"zzzz{number}\tqqqq qqqq qqqq" for number in range(500)) + "\n")
-    assert prepare(translate_run(pairs)).tokenizer.to_json() == before
+    assert prepare(translate_run(pairs)).codec.to_json() == before
 
 
 def test_only_so_many_test_examples_are_scored(pairs):

@@ -1,0 +1,65 @@
+"""A run's data, ready to train on and to score with, whatever they are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from chinchilla.config.plan import Training
+from chinchilla.config.run import Run
+from chinchilla.data.batches import Batches
+from chinchilla.data.codec import Codec
+from chinchilla.planning.search import Facts
+from chinchilla.tasks.task import Task
+
+
+class MakeBatches(Protocol):
+    """Micro-batches of about so many labels, of the size of others where there are some."""
+
+    def __call__(self, encoded: Any, labels: int, seed: int, like: Any = None, /) -> Batches: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run's data, ready to train on and to score with; `test` holds examples as the task scores them."""
+
+    run: Run
+    task: Task
+    codec: Codec
+    train: Any
+    valid: Any
+    test: tuple[Any, ...]
+    row_len: int
+    facts: Facts
+    make_batches: MakeBatches
+
+    def batches(self, training: Training) -> Batches:
+        """Training micro-batches of `batch_tokens / accumulation` labels."""
+        return self.make_batches(self.train, _micro(training), training.seed)
+
+    def valid_batches(self, training: Training) -> Batches:
+        """Validation micro-batches, of the training ones' size so that kernels are made once."""
+        return self.make_batches(self.valid, _micro(training), 0, self.batches(training))
+
+
+def _micro(training: Training) -> int:
+    """Labels of a micro-batch."""
+    return training.batch_tokens // training.accumulation
+
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is particular to the data of some tasks.
+
+    `split` reads a run's three parts, `prepare` encodes them, `examples` gives the test data's as the task scores them.
+    `make_task` makes the task; `open_codec` opens what a model folder keeps (its settings, and the text of its
+    tokenizer.json, or None).
+    """
+
+    split: Callable[[Run], Any]
+    prepare: Callable[[Run, Any, Task, tuple[Any, ...], Tell], Prepared]
+    examples: Callable[[Run, Any], tuple[Any, ...]]
+    make_task: Callable[[Run | None], Task]
+    open_codec: Callable[[dict[str, Any], str | None, str], Any]

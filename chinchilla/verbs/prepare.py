@@ -7,6 +7,7 @@ from chinchilla.config.errors import UsageError
 from chinchilla.config.plan import PACKED, TaskName
 from chinchilla.config.run import Run
 from chinchilla.tasks.task import Task
+from chinchilla.verbs.chats import DIALOGUE
 from chinchilla.verbs.labelled_texts import CLASSIFY_TEXT
 from chinchilla.verbs.prepared import Kind, Prepared, Tell
 from chinchilla.verbs.texts import GENERATE, SUMMARISE, TRANSLATE
@@ -15,6 +16,7 @@ KINDS: Mapping[TaskName, Kind] = {
     "translate": TRANSLATE,
     "summarise": SUMMARISE,
     "generate": GENERATE,
+    "dialogue": DIALOGUE,
     "classify_text": CLASSIFY_TEXT,
 }
 

@@ -1,7 +1,7 @@
 """The data of tasks that answer text with text: pairs and documents, with a tokenizer trained on them."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -40,12 +40,12 @@ SAMPLE = 2000
 Encoded = EncodedPairs | EncodedDocuments
 
 
-def make_tokenizer(run: Run, words: Iterable[str], num_characters: int) -> Tokenizer:
-    """The recipe's tokenizer, or one trained on `words`."""
+def make_tokenizer(run: Run, words: Iterable[str], num_characters: int, marks: Sequence[str] = ()) -> Tokenizer:
+    """The recipe's tokenizer, or one trained on `words` where each of `marks` is a token."""
     if run.tokenizer.file is not None:
         return _own_ids(Tokenizer.load(run.tokenizer.file), run.tokenizer.file)
     vocab_size = run.tokenizer.vocab_size or (SMALL_VOCAB_SIZE if num_characters < SMALL_TEXT else VOCAB_SIZE)
-    return Tokenizer.train(words, run.tokenizer.kind, vocab_size)
+    return Tokenizer.train(words, run.tokenizer.kind, vocab_size, marks)
 
 
 def _own_ids(tokenizer: Tokenizer, file: Path) -> Tokenizer:

@@ -150,9 +150,13 @@ def test_a_request_that_cannot_be(request_: Request) -> None:
         answer_time(shape(64, 1), request_, MACHINE)
 
 
-def test_an_encoder_has_no_answers() -> None:
-    with pytest.raises(UsageError, match="encoder alone"):
-        answer_time(shape(64, 1).model_copy(update={"num_decoder_layers": 0}), Request(5, 5), MACHINE)
+def test_an_encoder_alone_answers_in_one_pass() -> None:
+    whole = shape(64, 1)
+    alone = whole.model_copy(update={"num_decoder_layers": 0, "num_classes": 3})
+    found = answer_time(alone, Request(5, 0), MACHINE)
+    assert (found.token_s, found.new_tokens) == (0, 0)
+    # The encoder's products, without the keys and values that a decoder would want of it.
+    assert 0 < found.total_s == found.prompt_s < answer_time(whole, Request(5, 1), MACHINE).prompt_s
 
 
 def test_a_typical_request_is_a_mean_example() -> None:

@@ -45,7 +45,7 @@ class PairBatches:
     each; `labels` (B, T) int64, the tokens and then </s>, -100 at padding; `source_segments` (B, S) and
     `target_segments` (B, T) int64, numbering the pairs of a row from 1, 0 at padding.
 
-    The shorter side of a row has `max_len` positions, the other more, in the proportion of the data. Pairs that fit no
+    Row lengths follow `max_len` and the proportion of the data (`packing.row_lens`). Pairs that fit no
     row are left out; `left_out` counts them. Each epoch shuffles the pairs, packs them anew (best fit, longest first,
     in pools of 8,192) and shuffles the rows; the last batch is filled up with empty rows. Batches `like` others have
     the same row lengths, whatever their own data's proportion.

@@ -5,6 +5,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+FITTING = 0.99
+"""The share of a much shorter side's texts that a row must hold."""
+
 Rows = NDArray[np.int64]
 
 POOL = 8192
@@ -12,10 +15,18 @@ POOL = 8192
 
 
 def row_lens(lengths: NDArray[np.int64], max_len: int) -> tuple[int, int]:
-    """Row lengths of source and target, the shorter one `max_len`, in the proportion of the pairs that fit."""
+    """Row lengths of source and target, in the proportion of the pairs that fit.
+
+    The shorter one is `max_len`. Where one side is more than twice as long as the other, as a text is to its summary,
+    the longer is `max_len`, and the shorter holds nearly all of its side at least.
+    """
     fitting = lengths[:, (lengths <= max_len).all(axis=0)]
     source, target = fitting.sum(axis=1) if fitting.size else (1, 1)
-    longer = min(2 * max_len, 4 * math.ceil(max_len * max(source, target) / min(source, target) / 4))
+    longer = 4 * math.ceil(max_len * max(source, target) / min(source, target) / 4)
+    if longer > 2 * max_len:
+        least = float(np.quantile(fitting[1 if source > target else 0], FITTING, method="higher"))
+        shorter = 4 * math.ceil(max(least, max_len * min(source, target) / max(source, target)) / 4)
+        return (max_len, shorter) if source > target else (shorter, max_len)
     return (max_len, longer) if target >= source else (longer, max_len)
 
 

@@ -82,7 +82,9 @@ class Facts(Frozen):
     @property
     def positions_per_label(self) -> float:
         """Positions that the model works on for each label, of its longer side."""
-        return self.mean_source_len / self.labels_per_row if self.labels_per_row else 1 / (1 - self.padding)
+        if self.labels_per_row:
+            return self.mean_source_len / self.labels_per_row
+        return max(self.mean_source_len, self.mean_target_len) / self.mean_target_len / (1 - self.padding)
 
     def batch(self, tokens: float) -> Batch:
         """A typical batch of about `tokens` labelled tokens."""

@@ -174,14 +174,18 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
 def _batch_labels(facts: Facts) -> int:
     """Labels a step: tokens, or as many examples as have a step's usual positions."""
     if not facts.labels_per_row:
-        return BATCH_TOKENS
+        # Of a text and its summary the source is what costs.
+        uneven = facts.mean_source_len > 2 * facts.mean_target_len > 0
+        both = (facts.mean_source_len + facts.mean_target_len) / facts.mean_target_len if uneven else 2.0
+        return round(2 * BATCH_TOKENS / both)
     fewest, most = BATCH_EXAMPLES
     return min(max(round(BATCH_POSITIONS / facts.positions_per_label), fewest), most)
 
 
 def _accumulation(batch_labels: int, facts: Facts, threads: int) -> int:
     """Micro-batches a step: as many side by side as the threads and `LEAST_MICRO_TOKENS` allow, none too large."""
-    positions = batch_labels * (facts.positions_per_label if facts.labels_per_row else 1)
+    uneven = facts.mean_source_len > 2 * facts.mean_target_len
+    positions = batch_labels * (facts.positions_per_label if uneven else 1)
     sides = [n for n in range(1, threads + 1) if threads % n == 0 and positions / n >= LEAST_MICRO_TOKENS]
     side = max((n for n in sides if batch_labels >= n), default=1)
     return min(side * math.ceil(positions / (side * MOST_MICRO_TOKENS)), batch_labels)

@@ -7,10 +7,15 @@ Names are plain, links do not lead out, texts have a largest size, pickles are r
 import json
 import os
 import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from chinchilla.config.errors import FaultError, UsageError
+from chinchilla.store.atomic import sync_folder
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -124,6 +129,26 @@ def _no_weights(folder: Path) -> str:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     found = f", and {pickles[0]} is a pickle, which may run any code when it is opened" if pickles else ""
     return f"{folder}: {WEIGHTS} is missing{found}; {_MEND}"
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder` that takes its place when the block ends well, and goes when it does not."""
+    folder = folder.absolute()
+    mark = secrets.token_hex(4)
+    building, old = (folder.with_name(f".{folder.name}.{mark}.{what}") for what in ("tmp", "old"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building.mkdir()
+    try:
+        yield building
+        sync_folder(building)
+        if folder.exists():
+            folder.rename(old)
+        building.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_pickle(path: Path) -> None:

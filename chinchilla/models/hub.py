@@ -13,10 +13,7 @@ model before its `config.json` was held against the tensors that the file has.
 
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +25,7 @@ from torch import Tensor
 from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.config.shape import Shape
 from chinchilla.models import bert, llama, marian, quantized
+from chinchilla.models.adapt import adapted
 from chinchilla.models.folder import (
     CARD,
     CHAT_TEMPLATE,
@@ -40,6 +38,7 @@ from chinchilla.models.folder import (
     read_json,
     read_text,
     refuse_pickle,
+    replacing,
     weight_files,
 )
 from chinchilla.models.gguf import read_gguf
@@ -53,7 +52,7 @@ from chinchilla.models.weights import (
     pieces,
     read_safetensors,
 )
-from chinchilla.store.atomic import failures_named, sync_folder, write_new
+from chinchilla.store.atomic import failures_named, write_new
 from chinchilla.store.sums import check_sums, write_sums
 
 MODEL_TYPE = "chinchilla"
@@ -100,9 +99,10 @@ def write_model(
     The folder appears whole, in place of the model folder that may have been there. An int8 model is written as such.
 
     Raises:
-        UsageError: something else than a model folder is there.
+        UsageError: something else than a model folder is there, or the model has an adapter.
         FaultError: the disk is full or cannot be written.
     """
+    _refuse_adapter(model, folder)
     config = {
         "model_type": MODEL_TYPE,
         "architectures": ["ChinchillaTransformer"],
@@ -119,10 +119,11 @@ def write_llama(folder: Path, model: Transformer, tokenizer_json: str | None = N
     """Write a decoder as a folder that transformers' `LlamaForCausalLM` loads.
 
     Raises:
-        UsageError: the model has a part that a Llama does not have; it is named.
+        UsageError: the model has an adapter, or a part that a Llama does not have; it is named.
         FaultError: the disk is full or cannot be written.
     """
     _refuse_int8(model, folder)
+    _refuse_adapter(model, folder)
     config = llama.write_config(model.shape)
     tensors = {name: view.clone() for name, view in pieces(model, llama.layout(model.shape))}
     _write(folder, tensors, config, tokenizer_json, card)
@@ -132,10 +133,11 @@ def write_marian(folder: Path, model: Transformer, tokenizer_json: str | None = 
     """Write an encoder-decoder as a folder that transformers' `MarianMTModel` loads.
 
     Raises:
-        UsageError: the model has a part that a Marian does not have; it is named.
+        UsageError: the model has an adapter, or a part that a Marian does not have; it is named.
         FaultError: the disk is full or cannot be written.
     """
     _refuse_int8(model, folder)
+    _refuse_adapter(model, folder)
     config = marian.write_config(model.shape)
     tensors = {name: view.clone() for name, view in pieces(model, marian.layout(model.shape))}
     _write(folder, marian.add_bias(tensors, model.shape), config, tokenizer_json, card)
@@ -148,12 +150,19 @@ def _refuse_int8(model: Transformer, folder: Path) -> None:
         )
 
 
+def _refuse_adapter(model: Transformer, folder: Path) -> None:
+    if adapted(model):
+        raise UsageError(
+            f"{folder}: a model's folder has no place for an adapter: merge_ it, or write_adapter it alone"
+        )
+
+
 def _write(
     folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], tokenizer_json: str | None, card: str | None
 ) -> None:
     _refuse_other_folders(folder)
     texts = {CONFIG: json.dumps(config, indent=2) + "\n", TOKENIZER: tokenizer_json, CARD: card}
-    with failures_named(folder), _replacing(folder) as building:
+    with failures_named(folder), replacing(folder) as building:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, building / WEIGHTS, {"format": "pt"})
         with (building / WEIGHTS).open("rb") as file:
             os.fsync(file.fileno())
@@ -167,26 +176,6 @@ def _refuse_other_folders(folder: Path) -> None:
     """Stop before a folder is replaced that holds something else."""
     if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).is_file() or not any(folder.iterdir()))):
         raise UsageError(f"{folder}: there is something else than a model here; choose another folder")
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder` that takes its place when the block ends well, and goes when it does not."""
-    folder = folder.absolute()
-    mark = secrets.token_hex(4)
-    building, old = (folder.with_name(f".{folder.name}.{mark}.{what}") for what in ("tmp", "old"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building.mkdir()
-    try:
-        yield building
-        sync_folder(building)
-        if folder.exists():
-            folder.rename(old)
-        building.rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_model(path: Path) -> Loaded:

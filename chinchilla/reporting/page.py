@@ -10,15 +10,36 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from chinchilla.config.plan import TaskName
 from chinchilla.config.units import show_count
 from chinchilla.reporting import curves, tables
 from chinchilla.reporting.canvas import PALETTE
+from chinchilla.reporting.class_plots import calibration_chart, confusion_chart
 from chinchilla.reporting.plan_plots import plan_batch, plan_charts
 from chinchilla.reporting.record import Compression, Record, Sample
 from chinchilla.reporting.values import label, metric, quantity, seconds, span
 
 TEMPLATES = Path(__file__).parent / "templates"
-TASKS = {"translate": "translation", "generate": "text generation"}
+TASKS: Mapping[TaskName, str] = {
+    "translate": "translation",
+    "summarise": "summaries",
+    "generate": "text generation",
+    "dialogue": "dialogue",
+    "classify_text": "text classification",
+    "classify_image": "image classification",
+    "classify_table": "classification of table rows",
+    "recommend": "recommendation",
+}
+ASKED: Mapping[TaskName, tuple[str, str]] = {
+    "generate": ("prompt", "reference"),
+    "dialogue": ("asked", "reference"),
+    "classify_text": ("text", "right class"),
+    "classify_image": ("image", "right class"),
+    "classify_table": ("row", "right class"),
+    "recommend": ("history", "next item"),
+}
+"""What a sample's source and reference are called."""
+
 MARKS = "Circle: inside the interval; diamond: outside."
 OPEN_SAMPLES = 5
 MAX_EVENTS = 200
@@ -109,7 +130,16 @@ def _compression(record: Record) -> dict[str, Any]:
 
 
 def _rest(record: Record) -> dict[str, Any]:
+    details = record.results.details if record.results else {}
     return {
+        "answer_charts": _charts(
+            (
+                "What was taken for what",
+                confusion_chart(details),
+                "Test data; a row's squares are shares of its class.",
+            ),
+            ("How sure, how right", calibration_chart(details), "Test data; dotted: as right as sure."),
+        ),
         "samples": [_sample(sample, record) for sample in _samples(record)],
         "open_samples": OPEN_SAMPLES,
         "event_counts": Counter(str(event.get("kind", "")) for event in record.events).most_common(),
@@ -184,7 +214,8 @@ def _samples(record: Record) -> tuple[Sample, ...]:
 
 def _sample(sample: Sample, record: Record) -> list[tuple[str, str]]:
     """The labelled texts of one sample; a compressed output equal to the one before is said, not repeated."""
-    lines = [("prompt" if record.plan.task == "generate" else "source", sample.source), ("reference", sample.reference)]
+    asked, right = ASKED.get(record.plan.task, ("source", "reference"))
+    lines = [(asked, sample.source), (right, sample.reference)]
     after = sample.after
     if after is None:
         lines.append(("output", sample.output))

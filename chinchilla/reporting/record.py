@@ -37,6 +37,7 @@ class Results(Part):
 
     metrics: dict[str, Any] = {}
     samples: tuple[Sample, ...] = ()
+    details: dict[str, Any] = {}
     valid_loss: float | None = None
     train_time_s: float | None = None
     tokens: float | None = None

@@ -12,7 +12,15 @@ NONE = "–"
 NAMES = {
     "bleu": "BLEU",
     "chrf": "chrF",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
     "bits_per_byte": "bits per byte",
+    "macro_f1": "macro F1",
+    "roc_auc": "ROC AUC",
+    "pr_auc": "PR AUC",
+    "ks": "KS",
+    "brier": "Brier score",
     "loss": "validation loss",
     "valid_loss": "validation loss",
     "num_params": "parameters",
@@ -25,6 +33,8 @@ NAMES = {
     "energy_j": "energy",
     "co2_g": "CO2",
 }
+
+PER_CENT = ("bleu", "chrf", "rouge1", "rouge2", "rougeL")
 
 _COUNTS = {"token", "tokens", "step", "steps", "param", "params", "parameters", "flop", "flops", "examples"}
 _TYPEWRITER = str.maketrans(
@@ -88,7 +98,7 @@ def metric(name: str, value: Any) -> str:
             return quantity(value, unit)
     if isinstance(value, int):
         return show_count(value) if value >= 10_000 else str(value)
-    return f"{value:.2f}" if name in ("bleu", "chrf") else quantity(value)
+    return f"{value:.2f}" if name in PER_CENT else quantity(value)
 
 
 def metric_lines(metrics: Mapping[str, Any]) -> list[str]:

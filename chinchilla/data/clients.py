@@ -82,15 +82,21 @@ def _machine_sources() -> list[str]:
     return []
 
 
-def pip_download(requirement: str, sha256: str, folder: Path) -> Path:
+def pip_download(requirement: str, sha256: str, folder: Path, target: Sequence[str] = ()) -> Path:
     """Download one wheel, checked against its SHA-256, and unpack it into `folder/wheel`.
+
+    Args:
+        requirement: like "chatterbot-corpus==1.3.3".
+        sha256: of the wheel, in hexadecimal digits.
+        folder: an empty folder.
+        target: pip's options for the platform of the pinned wheel, where a package has one for each.
 
     Raises:
         FaultError: pip is missing, the registry cannot be reached, or the file is not the pinned one.
     """
     pinned = folder / "requirements.txt"
     pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
-    run([*_pip(), "download", "--no-deps", "--only-binary=:all:", "--quiet", "-r", str(pinned)], cwd=folder)
+    run([*_pip(), "download", "--no-deps", "--only-binary=:all:", "--quiet", *target, "-r", str(pinned)], cwd=folder)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "wheel")

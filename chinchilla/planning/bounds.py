@@ -68,7 +68,7 @@ def answer_s(shape: Shape, request: Request, machine: Machine) -> float:
 
 def serving_bytes(shape: Shape, request: Request) -> int:
     """The most bytes of tensors while one answer is made."""
-    return serve_memory(shape, 1, request.prompt_len, request.new_tokens, beam_size=request.beam_size).peak
+    return serve_memory(shape, 1, request.prompt_len, request.passes, beam_size=request.beam_size).peak
 
 
 def unfit(shapes: Sequence[Shape], bounds: Sequence[Bound]) -> BudgetError:

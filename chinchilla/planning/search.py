@@ -106,7 +106,8 @@ class Facts(Frozen):
             return Request(max(1, min(PROMPT_TOKENS, self.max_len - new)), max(1, new))
         new = min(self.max_len, max(1, round(self.unique_tokens / self.num_examples)))
         source = round(new * self.mean_source_len / self.mean_target_len)
-        return Request(min(self.max_len, max(1, source)), new, self.beam_size)
+        source = min(self.max_len, max(1, source))
+        return Request(source, new, self.beam_size, min(2 * source + 10, self.max_len - 1))  # `tasks.translate.max_new`
 
 
 @dataclass(frozen=True)

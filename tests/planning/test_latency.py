@@ -17,10 +17,12 @@ from chinchilla.models.generate import Sampling, complete, translate
 from chinchilla.models.transformer import Transformer
 from chinchilla.parallel import measure
 from chinchilla.planning.bounds import bounds, unfit
+from chinchilla.planning.calls import token_calls
 from chinchilla.planning.count import num_params
-from chinchilla.planning.latency import Request, answer_time
+from chinchilla.planning.latency import OPERATOR, SEARCH, Request, answer_time, new_token
 from chinchilla.planning.room import Room
 from chinchilla.planning.search import Facts, build, candidates, law_plan, left_out
+from chinchilla.tasks.translate import max_new
 
 MACHINE = Machine(
     name="a processor", device="cpu", threads=2, memory_bytes=8 * 10**9, torch_version="2",
@@ -78,7 +80,7 @@ def cpu_time(call, repeats=3):
     ("built", "request_"),
     [
         (shape(64, 1, 500), Request(8, 8)),
-        (shape(256, 3), Request(20, 12, 4)),
+        (shape(256, 3), Request(20, 12, 4, 12)),
         (shape(512, 4, 16_000), Request(12, 8)),
         (shape(256, 4, encoder=False), Request(32, 16)),
     ],
@@ -104,7 +106,7 @@ def test_an_answer_takes_about_as_long_as_the_engine_does(built, request_, here)
     assert 1 / 3 < predicted_s / measured_s < 3, (predicted_s, measured_s)
 
 
-DIMS, DEPTHS, LENGTHS = st.sampled_from([64, 128, 256, 512]), st.integers(1, 12), st.integers(1, 200)
+DIMS, DEPTHS, LENGTHS = st.sampled_from([64, 128, 256, 512]), st.integers(1, 12), st.integers(2, 200)
 
 
 @settings(max_examples=40)
@@ -136,6 +138,29 @@ def test_the_parts_make_the_whole() -> None:
     assert answer.total_s == answer.prompt_s + 30 * answer.token_s
     assert answer.estimate().p50 == answer.total_s
     assert answer.estimate().source == "guess"
+    # The prompt's last position gives a decoder's first token.
+    alone = answer_time(shape(256, 3, encoder=False), Request(20, 30), MACHINE)
+    assert alone.total_s == alone.prompt_s + 29 * alone.token_s
+
+
+def test_beams_go_on_beyond_the_answer_up_to_the_longest_looked_for() -> None:
+    assert Request(20, 30).passes == 30
+    assert Request(20, 30, 4).passes == round(SEARCH * 30)
+    assert Request(20, 30, 4, 50).passes == round(SEARCH * 30)
+    assert Request(20, 30, 4, 33).passes == 33
+
+
+def test_a_small_models_answer_is_mostly_calls() -> None:
+    """What the time of a token rests on, in numbers that can be checked by hand."""
+    small, free = shape(64, 2), MACHINE.model_copy(update={"op_overhead_s": 0.0})
+    request = Request(20, 20, 4)
+    paid, unpaid = (answer_time(small, request, machine) for machine in (MACHINE, free))
+    assert paid.token_s - unpaid.token_s == pytest.approx(OPERATOR * 5e-6 * token_calls(small, 4))
+    assert unpaid.token_s < 0.2 * paid.token_s
+    work = new_token(small, request, MACHINE)
+    numbers = 2 * (64 * 3 * 64 + 3 * 64 * 64 + 8 * 64 * 64) + 8000 * 64
+    assert work.weights_s == pytest.approx(4 * numbers / MACHINE.bytes_per_s)
+    assert work.products_s == pytest.approx(2 * 4 * numbers / 1e11)
 
 
 def test_time_grows_evenly_with_depth() -> None:
@@ -154,13 +179,13 @@ def test_an_encoder_alone_answers_in_one_pass() -> None:
     whole = shape(64, 1)
     alone = whole.model_copy(update={"num_decoder_layers": 0, "num_classes": 3})
     found = answer_time(alone, Request(5, 0), MACHINE)
-    assert (found.token_s, found.new_tokens) == (0, 0)
+    assert (found.token_s, found.passes) == (0, 0)
     # The encoder's products, without the keys and values that a decoder would want of it.
     assert 0 < found.total_s == found.prompt_s < answer_time(whole, Request(5, 1), MACHINE).prompt_s
 
 
 def test_a_typical_request_is_a_mean_example() -> None:
-    assert HELP.request == Request(25, 30, 4)
+    assert HELP.request == Request(25, 30, 4, max_new(25, HELP.max_len))
     assert WEB.request == Request(16, 32)
     short = WEB.model_copy(update={"max_len": 20})
     assert short.request.prompt_len + short.request.new_tokens <= 20

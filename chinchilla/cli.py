@@ -215,10 +215,13 @@ def evaluate(run: RunArgument, as_json: AsJson = False, dry_run: DryRun = False)
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, a model folder or a .gguf file")],
     text: Annotated[
-        str | None, typer.Argument(help="the text; absent: one a line from --file or standard input")
+        str | None,
+        typer.Argument(
+            help="a text, an image's path, or a row as JSON; absent: one a line from --file or standard input"
+        ),
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="a text file, one text a line")] = None,
-    beam_size: Annotated[int, typer.Option(min=1, max=64, help="translation: beams; 1 is greedy")] = 4,
+    file: Annotated[Path | None, typer.Option(help="a text file, one question a line")] = None,
+    beam_size: Annotated[int, typer.Option(min=1, max=64, help="translation, summaries: beams; 1 is greedy")] = 4,
     max_tokens: Annotated[int, typer.Option(min=1, help="generation: tokens to add")] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="generation: 0 is greedy")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="generation: 0 is off")] = 0,
@@ -226,19 +229,19 @@ def predict(
     seed: Annotated[int, typer.Option(help="generation: the random seed")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Answer one text, or every line of a file or of standard input."""
-    texts = _texts(text, file)
+    """Answer one question, or every line of a file or of standard input."""
+    questions = _texts(text, file)
     from chinchilla.models.generate import Sampling
-    from chinchilla.verbs.predict import predict as answers
+    from chinchilla.verbs import predict as verb
 
     sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
     found = []
-    for answer in answers(run, texts, beam_size, sampling):
+    for answer in verb.predict(run, questions, beam_size, sampling):
         found.append(answer)
         if not as_json:
-            _out(answer)
+            _out(verb.in_words(answer))
     if as_json:
-        _json(answers=found)
+        _json(answers=[answer["text"] if answer.keys() == {"text"} else answer for answer in found])
 
 
 @app.command()

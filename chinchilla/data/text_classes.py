@@ -10,6 +10,8 @@ from torch import Tensor
 
 from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.data.classes import Classes
+from chinchilla.data.codec import Asked
+from chinchilla.data.rows import MalformedError
 from chinchilla.data.tokenizer import Tokenizer
 
 BATCH_TOKENS = 8192
@@ -49,6 +51,24 @@ class TextClasses:
         if not isinstance(max_len, int) or max_len < 2:
             raise FaultError(f"{where}/config.json: codec.max_len is {max_len!r}; get the file anew")
         return cls(tokenizer, open_classes(settings, where), max_len)
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """As a codec (`data.codec`)."""
+        return {"classes": list(self.classes.names)}
+
+    def read_question(self, text: str) -> Asked:
+        """As a codec: the text, with a note where only its beginning is read.
+
+        Raises:
+            MalformedError: there is nothing but blanks.
+        """
+        if not text.strip():
+            raise MalformedError("an empty text has no class; give one that says something")
+        count = len(self.tokenizer.encode(text)) + 1
+        if count <= self.max_len:
+            return Asked(text, count)
+        return Asked(text, self.max_len, (f"read the first {self.max_len - 1} of {count - 1} tokens",))
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Places of texts of like length, and their `source` (batch, length) with `source_segments`, 0 at padding."""

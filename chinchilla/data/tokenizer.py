@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from chinchilla.config.errors import UsageError
+from chinchilla.data.codec import Asked
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<mask>")
 SAMPLE_BYTES = 20_000_000
@@ -129,6 +130,15 @@ class Tokenizer:
     def settings(self) -> dict[str, Any]:
         """As a codec: nothing besides."""
         return {}
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """As a codec: a text needs no form."""
+        return {}
+
+    def read_question(self, text: str) -> Asked:
+        """As a codec: the text, and its tokens with the end or start token."""
+        return Asked(text, len(self.encode(text)) + 1)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens around it."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from chinchilla.config.plan import TaskName
+from chinchilla.data.codec import Asked
 
 Finish = Literal["stop", "length"]
 
@@ -16,8 +17,8 @@ ANSWER_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, MemoryE
 class Card:
     """The facts shown of a served model.
 
-    `max_len` is the most tokens one source may have (translate), or a prompt and its completion together
-    (generate). `created` is in seconds since 1970; `metrics` are scores by name, such as `bleu`.
+    `max_len` is the most tokens one text may have, or a prompt and its completion together. `created` is in seconds
+    since 1970; `metrics` are scores by name, such as `bleu`; `form` is what a codec tells of questions and answers.
     """
 
     name: str
@@ -28,24 +29,36 @@ class Card:
     max_len: int
     created: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """One text to translate."""
+class Question:
+    """What `Answerer.read` made of one question, to be answered whole; `options` are `Answerer.answer`'s, by name.
 
-    text: str
-    beam_size: int
+    Questions with the same options may share a batch.
+    """
+
+    content: Any
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer as JSON by name, and how many tokens were written for it."""
+
+    content: Mapping[str, Any]
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text to continue by at most `max_tokens` tokens.
+    """What `Answerer.read` made of a prompt, to be continued by at most `max_tokens` tokens.
 
     `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off. `stop` texts end the answer and are left out of it.
     """
 
-    text: str
+    content: Any
     max_tokens: int
     temperature: float = 1.0
     top_k: int = 0
@@ -76,17 +89,21 @@ class Decoding(Protocol):
 
 
 class Answerer(Protocol):
-    """A loaded model. All but `card` is called from one thread at a time, except `count_tokens`, which is pure."""
+    """A loaded model. All but `card` and `read` is called from one thread at a time."""
 
     @property
     def card(self) -> Card:
         """Facts to show and limits to keep."""
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens that each text takes as input, special tokens included."""
+    def read(self, value: Any) -> Asked:
+        """A question as a request gives it, made ready to be answered; pure, and called from any thread.
 
-    def translate(self, texts: Sequence[str], beam_size: int) -> list[str]:
-        """Translate the texts as one batch."""
+        Raises:
+            DataError: it cannot be answered; says why, and the mend.
+        """
+
+    def answer(self, questions: Sequence[Any], **options: Any) -> list[Answer]:
+        """Answer what `read` gave, as one batch."""
 
     def decoding(self) -> Decoding:
         """A new, empty batch of completions."""

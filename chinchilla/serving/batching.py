@@ -1,14 +1,14 @@
-"""How waiting rows become batches: whole batches of translations, and one running batch of completions."""
+"""How waiting rows become batches: whole batches of questions, and one running batch of completions."""
 
 import logging
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from chinchilla.serving.answerer import ANSWER_ERRORS, Answerer, Piece, Prompt, Sentence
+from chinchilla.serving.answerer import ANSWER_ERRORS, Answerer, Piece, Prompt, Question
 from chinchilla.serving.limits import Limits
 from chinchilla.serving.metrics import Metrics
-from chinchilla.serving.queue import Failed, Queue, Row, Translated
+from chinchilla.serving.queue import Failed, Queue, Row
 
 log = logging.getLogger("chinchilla")
 
@@ -27,8 +27,8 @@ class Batching(Protocol):
         """Whether nothing is in work, so that the engine may sleep until a row arrives."""
 
 
-class Translating:
-    """Answers up to `batch_rows` waiting texts at a time.
+class Answering:
+    """Answers up to `batch_rows` waiting questions at a time.
 
     After a batch that served several requests, the next one waits up to `gather_s` for as many: their clients are
     likely to send again at once. A request that comes later than that, or alone, is never held back.
@@ -43,31 +43,30 @@ class Translating:
         self._rows: list[Row] = []
 
     def turn(self) -> None:
-        """Translate one batch; its rows share a beam size."""
+        """Answer one batch; its questions share their options."""
         self.queue.gather(self._last_jobs, self.limits.batch_rows, self._last_end_s + self.limits.gather_s)
-        self._rows = self.queue.take(self.limits.batch_rows, key=_beam_size)
+        self._rows = self.queue.take(self.limits.batch_rows, key=_options)
         if self._rows:
-            self._translate(self._rows)
+            self._answer(self._rows)
             self._last_jobs = len({id(row.job) for row in self._rows})
             self._last_end_s = time.monotonic()
         self._rows = []
 
     def abandon(self) -> list[Row]:
-        """The rows of the batch that was being translated."""
+        """The rows of the batch that was being answered."""
         rows, self._rows = self._rows, []
         return rows
 
-    def _translate(self, rows: Sequence[Row]) -> None:
-        texts = [row.item.text for row in rows]
+    def _answer(self, rows: Sequence[Row]) -> None:
+        questions = [row.item.content for row in rows]
         try:
-            answers = self.answerer.translate(texts, _beam_size(rows[0]))
-            counts = self.answerer.count_tokens(answers)
+            answers = self.answerer.answer(questions, **dict(_options(rows[0])))
         except ANSWER_ERRORS as error:
             self._isolate(rows, error)
             return
         self.metrics.batch_rows.observe(len(rows))
-        for row, answer, count in zip(rows, answers, counts, strict=True):
-            row.emit(Translated(answer, count))
+        for row, answer in zip(rows, answers, strict=True):
+            row.emit(answer)
 
     def _isolate(self, rows: Sequence[Row], error: Exception) -> None:
         """Answer a failed batch row by row, so that only the row that fails suffers."""
@@ -75,7 +74,7 @@ class Translating:
             _fail(rows, error)
             return
         for row in rows:
-            self._translate([row])
+            self._answer([row])
 
 
 class Completing:
@@ -138,9 +137,9 @@ class Completing:
             self._rows = [row for index, row in enumerate(self._rows) if index not in set(indices)]
 
 
-def _beam_size(row: Row) -> int:
-    assert isinstance(row.item, Sentence)
-    return row.item.beam_size
+def _options(row: Row) -> tuple[tuple[str, Any], ...]:
+    assert isinstance(row.item, Question)
+    return row.item.options
 
 
 def _fail(rows: Sequence[Row], error: Exception) -> None:

@@ -5,7 +5,7 @@ first token, so that keys in the cache stay valid when it is padded or trimmed. 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -69,14 +69,14 @@ class _Row:
 class TokenDecoding:
     """A running batch on a decoder; satisfies `answerer.Decoding`.
 
-    `encode` makes a prompt's token ids (at least one), `stream` a decoder of one row's tokens; any of `end_ids`
+    `encode` makes token ids (at least one) of a prompt's content, `stream` decodes one row's tokens; any of `end_ids`
     ends a row.
     """
 
     def __init__(
         self,
         model: Decoder,
-        encode: Callable[[str], list[int]],
+        encode: Callable[[Any], list[int]],
         stream: Callable[[], TokenStream],
         end_ids: frozenset[int],
     ) -> None:
@@ -112,7 +112,7 @@ class TokenDecoding:
         self._mark_padding()
 
     def _join(self, prompt: Prompt) -> Piece:
-        ids = self.encode(prompt.text)
+        ids = self.encode(prompt.content)
         cache = KVCache(self.model.shape.num_decoder_layers)
         hidden = self.model.decode(torch.tensor([ids]), cache=cache)
         row = _Row(prompt, ids, self.stream())

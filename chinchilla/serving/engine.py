@@ -5,7 +5,8 @@ import math
 import threading
 
 from chinchilla.serving.answerer import Answerer
-from chinchilla.serving.batching import Batching, Completing, Translating
+from chinchilla.serving.batching import Answering, Batching, Completing
+from chinchilla.serving.forms import CONTINUED
 from chinchilla.serving.limits import Limits
 from chinchilla.serving.metrics import Metrics
 from chinchilla.serving.queue import Failed, Job, Queue, Row
@@ -75,7 +76,7 @@ class Engine:
             self._refuse(self.queue.close() + batching.abandon())
 
     def _batching(self) -> Batching:
-        kind = Translating if self.answerer.card.task == "translate" else Completing
+        kind = Completing if self.answerer.card.task in CONTINUED else Answering
         return kind(self.answerer, self.queue, self.limits, self.metrics)
 
     def _has_work(self, batching: Batching) -> bool:

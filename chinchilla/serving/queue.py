@@ -6,15 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from chinchilla.serving.answerer import Piece, Prompt, Sentence
-
-
-@dataclass(frozen=True)
-class Translated:
-    """A finished translation and its length in tokens."""
-
-    text: str
-    num_tokens: int
+from chinchilla.serving.answerer import Answer, Piece, Prompt, Question
 
 
 @dataclass(frozen=True)
@@ -24,14 +16,14 @@ class Failed:
     reason: str
 
 
-Event = Translated | Piece | Failed
+Event = Answer | Piece | Failed
 
 
 @dataclass(eq=False)
 class Job:
     """One request: rows to answer, and `emit(row, event)`, which the engine's thread calls as answers come."""
 
-    rows: Sequence[Sentence] | Sequence[Prompt]
+    rows: Sequence[Question] | Sequence[Prompt]
     emit: Callable[[int, Event], None]
     cancelled: bool = False
     taken: int = 0
@@ -46,7 +38,7 @@ class Row:
     index: int
 
     @property
-    def item(self) -> Sentence | Prompt:
+    def item(self) -> Question | Prompt:
         """What is to be answered."""
         return self.job.rows[self.index]
 

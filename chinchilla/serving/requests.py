@@ -1,6 +1,8 @@
 """What clients may send: the request bodies, how they are read, and how they are refused."""
 
 import asyncio
+import base64
+import binascii
 import difflib
 import json
 from collections.abc import Mapping
@@ -37,12 +39,36 @@ class RefusedError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def _as_list(value: object) -> object:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return value
-    raise ValueError("must be a text or a list of texts, not empty")
+def _one_or_many(kind: type, one: str, many: str) -> BeforeValidator:
+    """A value as a list of it, a list as it is."""
+
+    def listed(value: object) -> list[Any]:
+        values = value if isinstance(value, list) else [value]
+        if values and all(isinstance(item, kind) for item in values):
+            return values
+        raise ValueError(f"must be {one} or a list of {many}, not empty")
+
+    return BeforeValidator(listed)
+
+
+def _as_bytes(value: str) -> bytes:
+    """The file in a data URL or in bare base64."""
+    start, comma, rest = value.partition(",")
+    if comma and not (start.startswith("data:") and start.endswith(";base64")):
+        raise ValueError("must be the file in base64, bare or behind data:image/png;base64,")
+    try:
+        return base64.b64decode("".join((rest if comma else start).split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("not valid base64; send the whole file, in base64") from None
+
+
+def _joined(content: object) -> object:
+    """What a message says, given as one text or as OpenAI's list of parts."""
+    if not isinstance(content, list):
+        return content
+    if all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    raise ValueError("may hold parts of the type text only: nothing else is read here")
 
 
 def _as_stops(value: object) -> object:
@@ -52,7 +78,10 @@ def _as_stops(value: object) -> object:
     raise ValueError(f"must be a text or a list of at most {MAX_STOPS} texts, none of them empty")
 
 
-Texts = Annotated[list[str], BeforeValidator(_as_list)]
+Texts = Annotated[list[str], _one_or_many(str, "a text", "texts")]
+File = Annotated[bytes, BeforeValidator(_as_bytes)]
+Files = Annotated[list[File], _one_or_many(str, "a file in base64", "such")]
+Rows = Annotated[list[dict[str, Any]], _one_or_many(dict, 'an object, like {"column": value},', "such")]
 Stops = Annotated[list[str], BeforeValidator(_as_stops)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 
@@ -70,12 +99,39 @@ class Body(BaseModel):
         return value
 
 
-class TranslateBody(Body):
-    """`POST /v1/translate`. The default beam is the one that scores on the model card were measured with."""
+class Ask(Body):
+    """A question or several; what a body has besides them and `model` are the options they are answered with."""
+
+    model: str | None = None
+
+    def options(self, asked: str) -> tuple[tuple[str, Any], ...]:
+        """The options by name, the questions being called `asked`."""
+        return tuple(self.model_dump(exclude={asked, "model"}).items())
+
+
+class TextBody(Ask):
+    """Texts to put in classes."""
+
+    text: Texts
+
+
+class SearchBody(Ask):
+    """Texts to translate or summarise. The default beam is what the model card's scores were measured with."""
 
     text: Texts
     beam_size: int = Field(4, ge=1)
-    model: str | None = None
+
+
+class ImageBody(Ask):
+    """Image files."""
+
+    image: Files
+
+
+class RowBody(Ask):
+    """Rows of a table: values by column."""
+
+    row: Rows
 
 
 class StreamOptions(Body):
@@ -84,11 +140,9 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class CompletionBody(Body):
-    """`POST /v1/completions`: OpenAI's keys, and `top_k`. Keys with one allowed value are there for their clients."""
+class SamplingBody(Body):
+    """OpenAI's keys, and `top_k`. Keys with one allowed value are there for their clients."""
 
-    prompt: Texts
-    max_tokens: int = Field(16, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -99,17 +153,42 @@ class CompletionBody(Body):
     model: str | None = None
     user: str | None = None
     n: Literal[1] = 1
-    best_of: Literal[1] = 1
-    echo: Literal[False] = False
     presence_penalty: Zero = 0.0
     frequency_penalty: Zero = 0.0
+
+
+class CompletionBody(SamplingBody):
+    """`POST /v1/completions`."""
+
+    prompt: Texts
+    max_tokens: int = Field(16, ge=1)
+    best_of: Literal[1] = 1
+    echo: Literal[False] = False
+
+
+class ChatMessage(BaseModel):
+    """What one side said; clients send more with it than is read."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_joined)]
+
+
+class ChatBody(SamplingBody):
+    """`POST /v1/chat/completions`. `truncation` is called as in OpenAI's Responses."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    truncation: Literal["auto", "disabled"] = "disabled"
 
 
 B = TypeVar("B", bound=Body)
 
 
 async def read_body(request: Request, kind: type[B], limits: Limits) -> B:
-    """Read, parse and check a request's JSON body.
+    """Read, parse and check a request's JSON body, which may be larger where it holds images.
 
     Raises:
         RefusedError: 400 not JSON, 408 too slow, 413 too large, 415 not declared as JSON, 422 wrong keys or values.
@@ -118,7 +197,8 @@ async def read_body(request: Request, kind: type[B], limits: Limits) -> B:
     _check_type(request)
     try:
         async with asyncio.timeout(limits.receive_s):
-            data = await _receive(request, limits.body_bytes)
+            large = issubclass(kind, ImageBody)
+            data = await _receive(request, limits.image_body_bytes if large else limits.body_bytes)
     except TimeoutError:
         raise RefusedError(408, "body_too_slow", f"the body did not arrive within {limits.receive_s:g} s") from None
     return _check(_parse(data), kind)
@@ -134,7 +214,7 @@ def _check_type(request: Request) -> None:
 
 async def _receive(request: Request, limit: int) -> bytes:
     """The body, refused as soon as its declared or real size passes `limit` bytes."""
-    message = f"the body may have at most {limit} bytes; send fewer texts at a time"
+    message = f"the body may have at most {limit} bytes; send less at a time"
     too_large = RefusedError(413, "body_too_large", message)
     declared = request.headers.get("content-length", "0")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
@@ -173,12 +253,14 @@ def _explain(item: Mapping[str, Any], kind: type[Body]) -> RefusedError:
     param = _short(".".join(str(part) for part in item["loc"]))
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(item["loc"][-1]), kind.model_fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(kind.model_fields)}"
+        known = sorted(kind.model_fields, key=lambda name: not kind.model_fields[name].is_required())
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return RefusedError(422, "unknown_key", f"unknown key {param}; {hint}", param)
     if item["type"] == "missing":
         return RefusedError(422, "missing_key", f"{param} is missing", param)
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    given = _short(json.dumps(item["input"], ensure_ascii=False))
+    given = item["input"][:60] if isinstance(item["input"], str) else item["input"]
+    given = _short(json.dumps(given, ensure_ascii=False))
     return RefusedError(422, "invalid_value", f"{param}: {message} (given: {given})", param)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 
-from chinchilla.serving.answerer import Prompt, Sentence
+from chinchilla.serving.answerer import Prompt, Question
 from chinchilla.serving.engine import Engine
 from chinchilla.serving.queue import Event, Failed, Job, QueueClosedError, QueueFullError
 from chinchilla.serving.requests import RefusedError
@@ -23,7 +23,7 @@ class Ticket:
         RefusedError: 503, with Retry-After, when the queue is full or the engine has stopped.
     """
 
-    def __init__(self, engine: Engine, rows: Sequence[Sentence] | Sequence[Prompt], request: Request) -> None:
+    def __init__(self, engine: Engine, rows: Sequence[Question] | Sequence[Prompt], request: Request) -> None:
         self._engine, self._request = engine, request
         self._loop = asyncio.get_running_loop()
         self._deadline_s = self._loop.time() + engine.limits.request_s

@@ -96,6 +96,10 @@ class Classify:
         """The likeliest class."""
         return self.answer(model, codec, [question])[0].label
 
+    def serve(self, model: Transformer, codec: ClassCodec, questions: Sequence[Any]) -> list[dict[str, Any]]:
+        """`label` and `probabilities` of each."""
+        return [verdict._asdict() for verdict in self.answer(model, codec, questions)]
+
     def show(self, example: tuple[Any, ...]) -> tuple[str, str | None]:
         """The question in words, and its class."""
         shown = example[2] if len(example) > 2 else str(example[0])

@@ -1,7 +1,7 @@
 """Dialogue: the next token of the assistant's answers; bits per byte of those, and how varied new answers are."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from chinchilla.config.errors import DataError, UsageError
 from chinchilla.config.plan import TaskName
 from chinchilla.data.chat import chat_rows, encode_chats, prompt_ids
 from chinchilla.data.chat_template import CHAT, ChatTemplate
+from chinchilla.data.codec import Asked
 from chinchilla.data.examples import Chat, Message
+from chinchilla.data.rows import MalformedError
 from chinchilla.data.tokenizer import Tokenizer
 from chinchilla.models.generate import Sampling, complete
 from chinchilla.models.transformer import Transformer
@@ -43,6 +45,30 @@ class ChatCodec:
     def settings(self) -> dict[str, Any]:
         """As a codec (`data.codec`): the template, for other programs to render alike."""
         return {"chat_template": self.template.jinja()}
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """As a codec: a chat needs no form."""
+        return {}
+
+    def read_question(self, conversation: Mapping[str, Any]) -> Asked:
+        """As a codec: the ids of `messages`, up to where the assistant is to speak.
+
+        Where `room` is set, the oldest exchanges are left out until the rest has no more tokens than that.
+
+        Raises:
+            MalformedError: the messages are not in turn, or the last is too long.
+        """
+        messages = [Message(message["role"], message["content"]) for message in conversation["messages"]]
+        _check_turns(messages)
+        whole = self.template.encode(messages, self.tokenizer, answer=True)
+        room = conversation.get("room")
+        if room is None or len(whole) <= room:
+            return Asked(whole, len(whole))
+        kept = prompt_ids(messages, self.tokenizer, self.template, room)
+        if kept is None:
+            raise MalformedError(f"the last one is too long for the {room} tokens that can be read; shorten it")
+        return Asked(kept, len(kept), (f"left out the oldest exchanges: read {len(kept)} of {len(whole)} tokens",))
 
 
 class Dialogue:
@@ -103,6 +129,13 @@ class Dialogue:
         """The likeliest answer, token by token."""
         return self.answer(model, codec, question, Sampling(REPLY_TOKENS, temperature=0))
 
+    def serve(
+        self, model: Transformer, codec: ChatCodec, questions: Sequence[list[int]], sampling: Sampling
+    ) -> list[dict[str, Any]]:
+        """`text` that the assistant says next, after each conversation."""
+        stop = frozenset({codec.template.stop_id(codec.tokenizer)})
+        return [{"text": codec.tokenizer.decode(complete(model, ids, sampling, stop)).strip()} for ids in questions]
+
     def show(self, example: Chat) -> tuple[str, str | None]:
         """The conversation, and the last answer."""
         asked = self.question(example)
@@ -140,6 +173,16 @@ def answer_nats(model: Transformer, codec: ChatCodec, chat: Chat) -> tuple[float
     kept = [int(label) for label in rows.labels if label >= 0]
     text = codec.tokenizer.decode(kept)
     return float(plain), len(kept), len(text.encode())
+
+
+def _check_turns(messages: Sequence[Message]) -> None:
+    roles = [message.role for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if len(turns) % 2 == 0 or any(role != ("user", "assistant")[place % 2] for place, role in enumerate(turns)):
+        raise MalformedError("write perhaps one of system first, then user and assistant in turn, the last of user")
+    silent = [place for place, message in enumerate(messages, 1) if not message.content.strip()]
+    if silent:
+        raise MalformedError(f"message {silent[0]} is empty; leave it out, or say something")
 
 
 def distinct(texts: Sequence[Sequence[str]], size: int) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -66,6 +67,12 @@ class Generate:
     def reply(self, model: Transformer, tokenizer: Tokenizer, question: str) -> str:
         """A short greedy continuation, so that every model does alike."""
         return self.answer(model, tokenizer, question, Sampling(REPLY_TOKENS, temperature=0))
+
+    def serve(
+        self, model: Transformer, tokenizer: Tokenizer, questions: Sequence[str], sampling: Sampling
+    ) -> list[dict[str, Any]]:
+        """`text` that goes on from each."""
+        return [{"text": self.answer(model, tokenizer, prompt, sampling)} for prompt in questions]
 
     def show(self, example: tuple[str, ...]) -> tuple[str, str | None]:
         """The first words, and the text."""

@@ -78,6 +78,11 @@ class Task(Protocol):
     def reply(self, model: Transformer, codec: Any, question: Any, /) -> str:
         """Answer one question alone, as when served; of a text without end a line."""
 
+    def serve(
+        self, model: Transformer, codec: Any, questions: Sequence[Any], /, *args: Any, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Answer questions, as the codec reads them, together: each answer as JSON by name."""
+
     def show(self, example: Any, /) -> tuple[str, str | None]:
         """The question in words, and the right answer where there is one."""
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from sacrebleu.metrics.bleu import BLEU
@@ -65,6 +66,12 @@ class Translate:
     def reply(self, model: Transformer, tokenizer: Tokenizer, question: str) -> str:
         """The translation of one text."""
         return self.answer(model, tokenizer, [question])[0]
+
+    def serve(
+        self, model: Transformer, tokenizer: Tokenizer, questions: Sequence[str], beam_size: int | None = None
+    ) -> list[dict[str, Any]]:
+        """`text` of each."""
+        return [{"text": text} for text in self.answer(model, tokenizer, questions, beam_size)]
 
     def show(self, example: tuple[str, ...]) -> tuple[str, str | None]:
         """Source and translation."""

@@ -5,21 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from chinchilla.config.errors import FaultError, UsageError
+from chinchilla.config.errors import DataError, FaultError, UsageError
 from chinchilla.config.plan import TaskName
 from chinchilla.config.run import Run
 from chinchilla.data.classes import Classes
+from chinchilla.data.codec import Asked
+from chinchilla.data.rows import MalformedError
 from chinchilla.data.tokenizer import Specials, Tokenizer
 from chinchilla.models.folder import TOKENIZER, WEIGHTS
-from chinchilla.models.generate import Sampling
 from chinchilla.models.hub import Loaded, read_model
 from chinchilla.models.quantized import describe, num_params
 from chinchilla.models.transformer import Transformer
-from chinchilla.serving.answerer import Card
+from chinchilla.serving.answerer import Answer, Card
 from chinchilla.serving.decoding import TokenDecoding
-from chinchilla.tasks.generate import Generate, prompt_ids
+from chinchilla.tasks.dialogue import ChatCodec
+from chinchilla.tasks.generate import prompt_ids
 from chinchilla.tasks.task import Task
-from chinchilla.tasks.translate import Translate
 from chinchilla.verbs.prepare import KINDS, kind_of
 
 
@@ -44,37 +45,43 @@ class Model:
             raise UsageError(f"{self.card.name} is a model for {self.card.task}, and takes no texts")
         return tokenizer
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens that each text takes as input, special tokens included."""
-        return [len(ids) + 1 for ids in self.tokenizer.encode_batch(list(texts))]
+    def read(self, value: Any) -> Asked:
+        """A question as the codec reads it: a text, an image file's path or bytes, a row by column.
 
-    def translate(self, texts: Sequence[str], beam_size: int = 4) -> list[str]:
-        """Translate texts as one batch."""
-        self._require("translate", "summarise")
-        return Translate(beam_size).answer(self.model, self.tokenizer, texts)
+        Raises:
+            DataError: it cannot be answered; says why, and the mend.
+        """
+        try:
+            return self.codec.read_question(value)
+        except MalformedError as problem:
+            raise DataError(str(problem)) from None
 
-    def complete(self, prompt: str, sampling: Sampling) -> str:
-        """Continue one prompt."""
-        self._require("generate")
-        return Generate().answer(self.model, self.tokenizer, prompt, sampling)
+    def answer(self, questions: Sequence[Any], **options: Any) -> list[Answer]:
+        """Answer what `read` gave, as one batch; `options` are those of the task's `serve`."""
+        contents = self.task.serve(self.model, self.codec, questions, **options)
+        return [Answer(content, self._written(content)) for content in contents]
 
     def decoding(self) -> TokenDecoding:
-        """A running batch of completions."""
-        self._require("generate")
-        shape = self.model.shape
+        """A running batch of completions.
+
+        Raises:
+            UsageError: the model continues no text.
+        """
+        if isinstance(self.codec, ChatCodec):
+            ends = self.codec.template.stop_id(self.codec.tokenizer)
+            return TokenDecoding(self.model, list, self.codec.tokenizer.stream, frozenset({ends}))
+        if self.card.task != "generate":
+            raise UsageError(f"{self.card.name} is a model for {self.card.task}, and continues no text")
 
         def encode(text: str) -> list[int]:
-            return prompt_ids(self.model, self.tokenizer, text, 1)
+            return prompt_ids(self.model, self.codec, text, 1)
 
-        return TokenDecoding(self.model, encode, self.tokenizer.stream, frozenset({shape.eos_id}))
+        return TokenDecoding(self.model, encode, self.codec.stream, frozenset({self.model.shape.eos_id}))
 
-    def reply(self, question: Any) -> str:
-        """Answer one question the way the task does."""
-        return self.task.reply(self.model, self.codec, question)
-
-    def _require(self, *tasks: str) -> None:
-        if self.card.task not in tasks:
-            raise UsageError(f"{self.card.name} is a model for {self.card.task}, not for {tasks[0]}")
+    def _written(self, content: Mapping[str, Any]) -> int:
+        """Tokens of an answer that is a text, with the end token."""
+        text = content.get("text")
+        return 0 if text is None else len(self.tokenizer.encode(text)) + 1
 
 
 def load(path: Path, run: Run | None = None) -> Model:
@@ -100,6 +107,7 @@ def load(path: Path, run: Run | None = None) -> Model:
             max_len=shape.max_len,
             created=int(weights.stat().st_mtime) if weights.is_file() else 0,
             metrics=_metrics(loaded.config),
+            form=codec.form,
         ),
         model,
         codec,

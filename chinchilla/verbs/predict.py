@@ -1,26 +1,83 @@
-"""`chinchilla predict`: answer texts with a trained model."""
+"""`chinchilla predict`: answer questions with a trained model."""
 
-from collections.abc import Iterator, Sequence
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from chinchilla.config.errors import DataError
+from chinchilla.config.plan import TaskName
 from chinchilla.models.generate import Sampling
-from chinchilla.verbs.load import load
+from chinchilla.serving.forms import CONTINUED
+from chinchilla.verbs.load import Model, load
 
 CHUNK = 64
+_EXAMPLE = 'write an object a line, like {"column": "value"}'
+
+log = logging.getLogger("chinchilla")
 
 
-def predict(path: Path, texts: Sequence[str], beam_size: int = 4, sampling: Sampling | None = None) -> Iterator[str]:
-    """One answer a text, in order: its translation, summary, class or continuation.
+def predict(
+    path: Path, words: Sequence[str], beam_size: int = 4, sampling: Sampling | None = None
+) -> Iterator[dict[str, Any]]:
+    """One answer a question, in order: JSON by name, as the server's.
+
+    A question is given in words: a text, an image's path, a row of a table as JSON.
 
     Raises:
         UsageError: no model there.
+        DataError: a question that cannot be answered; names its place.
     """
-    model = load(path)
-    for start in range(0, len(texts), CHUNK):
-        chunk = texts[start : start + CHUNK]
-        if model.card.task in ("translate", "summarise"):
-            yield from model.translate(chunk, beam_size)
-        elif model.card.task == "generate":
-            yield from (model.complete(text, sampling or Sampling(100)) for text in chunk)
-        else:
-            yield from map(model.reply, chunk)
+    model, sampling = load(path), sampling or Sampling(100)
+    chunk = 1 if model.card.task in CONTINUED else CHUNK
+    for start in range(0, len(words), chunk):
+        numbered = enumerate(words[start : start + chunk], start + 1)
+        questions = [_read(model, text, sampling, f"question {number}") for number, text in numbered]
+        for answer in model.answer(questions, **_options(model.card.task, beam_size, sampling)):
+            yield dict(answer.content)
+
+
+def in_words(content: Mapping[str, Any]) -> str:
+    """An answer as a line: its text, or its class."""
+    return content["text"] if "text" in content else content["label"]
+
+
+def _read(model: Model, text: str, sampling: Sampling, place: str) -> Any:
+    try:
+        asked = model.read(_value(model, text, sampling))
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+    for note in asked.notes:
+        log.warning("%s: %s", place, note)
+    return asked.question
+
+
+def _value(model: Model, text: str, sampling: Sampling) -> Any:
+    """A question given in words, as `Model.read` takes it."""
+    match model.card.task:
+        case "dialogue":
+            room = model.card.max_len - min(sampling.max_new, model.card.max_len // 2)
+            return {"messages": [{"role": "user", "content": text}], "room": room}
+        case "classify_image":
+            return Path(text)
+        case "classify_table":
+            return _object(text)
+        case _:
+            return text
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"not valid JSON ({error}); {_EXAMPLE}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"JSON, but no object; {_EXAMPLE}")
+    return value
+
+
+def _options(task: TaskName, beam_size: int, sampling: Sampling) -> dict[str, Any]:
+    if task in CONTINUED:
+        return {"sampling": sampling}
+    return {"beam_size": beam_size} if task in ("translate", "summarise") else {}

@@ -9,15 +9,20 @@ from http.client import HTTPConnection
 
 import httpx
 
-from chinchilla.serving.answerer import Card, Piece, Prompt
+from chinchilla.config.errors import DataError
+from chinchilla.data.codec import Asked
+from chinchilla.serving.answerer import Answer, Card, Piece, Prompt
 from chinchilla.serving.limits import Limits
 from chinchilla.serving.server import Server, bind, make_server, url_of
+
+METRICS = {"translate": {"bleu": 23.1, "chrf": 45.2}, "summarise": {"rougeL": 31.5}}
+METRICS |= {f"classify_{what}": {"accuracy": 0.965, "macro_f1": 0.96} for what in ("text", "image", "table")}
 
 
 def make_card(task: str, **changes) -> Card:
     facts = {"name": f"fake-{task}", "task": task, "num_params": 4_720_000, "size_bytes": 18_900_000}
     facts |= {"precision": "int8", "max_len": 256, "created": 1_700_000_000}
-    facts |= {"metrics": {"bleu": 23.1, "chrf": 45.2} if task == "translate" else {"bits_per_byte": 1.42}}
+    facts |= {"metrics": METRICS.get(task, {"bits_per_byte": 1.42})}
     return Card(**(facts | changes))
 
 
@@ -30,15 +35,15 @@ class Fake:
         self.gate.set()
         self.entered = threading.Semaphore(0)
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return [len(text.split()) + 1 for text in texts]
+    def read(self, value: str) -> Asked:
+        return Asked(value, len(value.split()) + 1)
 
     def pause(self) -> None:
         self.entered.release()
         assert self.gate.wait(20)
 
-    def translate(self, texts: Sequence[str], beam_size: int) -> list[str]:
-        raise AssertionError("this fake does not translate")
+    def answer(self, questions: Sequence[object], **options) -> list[Answer]:
+        raise AssertionError("this fake does not answer at once")
 
     def decoding(self):
         raise AssertionError("this fake does not complete")
@@ -47,32 +52,107 @@ class Fake:
 class Translator(Fake):
     """Translates into capitals. `poison` in a text breaks the batch, `mistake` is a mistake in the program."""
 
-    def __init__(self, **card) -> None:
-        super().__init__("translate", **card)
+    def __init__(self, task: str = "translate", **card) -> None:
+        super().__init__(task, **card)
         self.batches: list[list[str]] = []
         self.beams: list[int] = []
 
-    def translate(self, texts: Sequence[str], beam_size: int) -> list[str]:
-        self.batches.append(list(texts))
+    def answer(self, questions: Sequence[str], beam_size: int) -> list[Answer]:
+        texts = list(questions)
+        self.batches.append(texts)
         self.beams.append(beam_size)
         self.pause()
         if any("poison" in text for text in texts):
             raise RuntimeError("index out of range in self")
         if any("mistake" in text for text in texts):
             raise TypeError("a mistake in the program")
-        return [text.upper() for text in texts]
+        return [Answer({"text": text.upper()}, len(text.split()) + 1) for text in texts]
+
+
+class Classifier(Fake):
+    """Puts every question in class `a` if what `read` made of it is even, else in `b`.
+
+    A text is its length, an image its bytes' length, a row the sum of its values; `column` is the only one there is.
+    """
+
+    def __init__(self, what: str, **card) -> None:
+        super().__init__(f"classify_{what}", **({"form": FORMS[what]} | card))
+        self.what = what
+        self.batches: list[list[object]] = []
+
+    def read(self, value: object) -> Asked:
+        if self.what == "text":
+            if not value.strip():
+                raise DataError("an empty text has no class; give one that says something")
+            words = value.split()
+            notes = () if len(words) < 10 else (f"read the first 9 of {len(words)} tokens",)
+            return Asked(len(value), min(10, len(words) + 1), notes)
+        if self.what == "image":
+            if not value.startswith(b"PNG"):
+                raise DataError("not an image of a kind that is read; convert it, or take it away")
+            return Asked(len(value))
+        strange = [name for name in value if name not in ("age", "job")]
+        if strange:
+            raise DataError(f"no column {strange[0]!r}; there are: age, job")
+        missing = [name for name in ("age", "job") if value.get(name) is None]
+        notes = (f"no value for {', '.join(missing)}: taken as missing",) if missing else ()
+        return Asked(int(value.get("age") or 0), 0, notes)
+
+    def answer(self, questions: Sequence[int]) -> list[Answer]:
+        self.batches.append(list(questions))
+        self.pause()
+        return [
+            Answer(
+                {"label": "ab"[number % 2], "probabilities": {"a": 0.75 - number % 2 / 2, "b": 0.25 + number % 2 / 2}}
+            )
+            for number in questions
+        ]
+
+
+FORMS = {
+    "text": {"classes": ["a", "b"]},
+    "image": {"classes": ["a", "b"], "size": [8, 8, 3]},
+    "table": {
+        "classes": ["a", "b"],
+        "columns": [
+            {"name": "age", "kind": "number"},
+            {"name": "job", "kind": "category", "categories": ["cook", "smith"]},
+        ],
+    },
+}
 
 
 class Writer(Fake):
     """Continues every prompt with ` 1 2 3 …`, one number a step, at least `step_s` apart."""
 
-    def __init__(self, step_s: float = 0.0, **card) -> None:
-        super().__init__("generate", **card)
+    def __init__(self, step_s: float = 0.0, task: str = "generate", **card) -> None:
+        super().__init__(task, **card)
         self.step_s = step_s
         self.steps: list[list[str]] = []
 
     def decoding(self) -> "Counting":
         return Counting(self)
+
+
+class Chatter(Writer):
+    """Answers every chat as a `Writer` does; a token is a word. The oldest exchanges give way to `room`."""
+
+    def __init__(self, step_s: float = 0.0, **card) -> None:
+        super().__init__(step_s, "dialogue", **card)
+        self.asked: list[list[dict]] = []
+
+    def read(self, value: dict) -> Asked:
+        messages, notes = value["messages"], ()
+        if messages[-1]["role"] != "user":
+            raise DataError("the last must be of user")
+        self.asked.append(messages)
+        while value["room"] is not None and count_words(messages) > value["room"] and len(messages) > 2:
+            messages, notes = messages[2:], ("left out the oldest exchanges",)
+        return Asked(messages[-1]["content"], count_words(messages), notes)
+
+
+def count_words(messages: Sequence[dict]) -> int:
+    return sum(len(message["content"].split()) + 1 for message in messages)
 
 
 class Counting:
@@ -83,16 +163,16 @@ class Counting:
         self.rows: list[tuple[Prompt, int]] = []
 
     def join(self, prompts: Sequence[Prompt]) -> list[Piece]:
-        if any("poison" in prompt.text for prompt in prompts):
+        if any("poison" in prompt.content for prompt in prompts):
             raise RuntimeError("index out of range in self")
         self.rows += [(prompt, 1) for prompt in prompts]
         return [self.piece(prompt, 1) for prompt in prompts]
 
     def step(self) -> list[Piece]:
-        self.writer.steps.append([prompt.text for prompt, _ in self.rows])
+        self.writer.steps.append([prompt.content for prompt, _ in self.rows])
         self.writer.pause()
         time.sleep(self.writer.step_s)
-        if any("trap" in prompt.text for prompt, _ in self.rows):
+        if any("trap" in prompt.content for prompt, _ in self.rows):
             raise RuntimeError("probability tensor contains nan")
         self.rows = [(prompt, count + 1) for prompt, count in self.rows]
         return [self.piece(prompt, count) for prompt, count in self.rows]

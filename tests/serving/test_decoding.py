@@ -61,7 +61,7 @@ def start(model: Transformer, ends: bool = True) -> TokenDecoding:
 
 def alone(model: Transformer, prompt: Prompt, ends: bool = True) -> tuple[str, str]:
     """The reference: no cache, no batch, the whole sequence anew for each token; greedy."""
-    ids, text = encode(prompt.text), ""
+    ids, text = encode(prompt.content), ""
     for _ in range(prompt.max_tokens):
         with torch.inference_mode():
             token = int(model.logits(model(target=torch.tensor([ids])).hidden[0, -1]).argmax())
@@ -85,7 +85,7 @@ def drive(decoding: TokenDecoding, arrivals: list[tuple[int, Prompt]]) -> dict[s
     while waiting or rows:
         while waiting and waiting[0][0] <= step:
             prompt = waiting.pop(0)[1]
-            rows.append(prompt.text)
+            rows.append(prompt.content)
             take(rows[-1:], decoding.join([prompt]))
         gone = [index for index, name in enumerate(rows) if answers[name][1]]
         decoding.leave(gone)
@@ -117,7 +117,7 @@ def test_rows_that_come_and_go_answer_as_if_alone(changes):
     model = make_model(**changes)
     arrivals = prompts(14, seed=1, max_tokens=24)
     answers = drive(start(model), arrivals)
-    assert answers == {prompt.text: alone(model, prompt) for _, prompt in arrivals}
+    assert answers == {prompt.content: alone(model, prompt) for _, prompt in arrivals}
 
 
 @settings(max_examples=12, deadline=None)
@@ -126,14 +126,14 @@ def test_any_arrivals_answer_as_if_alone(seed: int, count: int):
     model = make_model()
     arrivals = prompts(count, seed, max_tokens=27)
     answers = drive(start(model, ends=False), arrivals)
-    assert answers == {prompt.text: alone(model, prompt, ends=False) for _, prompt in arrivals}
+    assert answers == {prompt.content: alone(model, prompt, ends=False) for _, prompt in arrivals}
 
 
 def test_a_row_may_fill_the_model_to_its_last_position_beside_others():
     model = make_model(max_len=32)
     long, short = Prompt("a" * 15, 16, 0.0), Prompt("b", 30, 0.0)
     answers = drive(start(model, ends=False), [(0, long), (10, short)])
-    assert answers == {prompt.text: alone(model, prompt, ends=False) for prompt in (long, short)}
+    assert answers == {prompt.content: alone(model, prompt, ends=False) for prompt in (long, short)}
 
 
 def test_the_cache_shrinks_when_the_longest_row_leaves():

@@ -6,18 +6,18 @@ import threading
 
 import pytest
 
-from chinchilla.serving.answerer import Sentence
+from chinchilla.serving.answerer import Question
 from chinchilla.serving.limits import Limits
 from chinchilla.serving.metrics import Histogram, Metrics
 from chinchilla.serving.queue import Job, Queue, QueueClosedError, QueueFullError
 
 
 def job(*texts: str, beam_size: int = 1) -> Job:
-    return Job([Sentence(text, beam_size) for text in texts], lambda index, event: None)
+    return Job([Question(text, (("beam_size", beam_size),)) for text in texts], lambda index, event: None)
 
 
 def texts(rows) -> list[str]:
-    return [row.item.text for row in rows]
+    return [row.item.content for row in rows]
 
 
 def test_every_job_has_its_turn():
@@ -34,8 +34,8 @@ def test_rows_of_another_kind_keep_their_place():
     queue = Queue(20)
     for name, beam_size in (("a", 1), ("b", 2), ("c", 1), ("d", 2)):
         queue.put(job(name, beam_size=beam_size))
-    assert texts(queue.take(9, key=lambda row: row.item.beam_size)) == ["a", "c"]
-    assert texts(queue.take(9, key=lambda row: row.item.beam_size)) == ["b", "d"]
+    assert texts(queue.take(9, key=lambda row: row.item.options)) == ["a", "c"]
+    assert texts(queue.take(9, key=lambda row: row.item.options)) == ["b", "d"]
 
 
 def test_bounds_count_rows_and_cancelling_frees_them():

@@ -24,6 +24,7 @@ from chinchilla.serving.server import bind
 from chinchilla.tasks.generate import Generate
 from chinchilla.tasks.translate import Translate
 from chinchilla.verbs.load import Model
+from chinchilla.verbs.prepare import kind_of
 from chinchilla.verbs.serve import serve
 
 TEXTS = ["Click the button.", "Öffnen Sie die Datei im Menü „Datei“.", "a", "one two three four five six 七 八 九 🐭"]
@@ -36,7 +37,11 @@ def make_answerer(task: str, **changes) -> Model:
     facts |= {"num_decoder_layers": 2, "tied_embeddings": False, "vocab_size": tokenizer.vocab_size}
     torch.manual_seed(1)
     model = Transformer(Shape(**(facts | layers | changes))).eval()
-    return Model(make_card(task, max_len=model.shape.max_len), model, tokenizer)
+    return Model(make_card(task, max_len=model.shape.max_len), model, tokenizer, kind_of(task).make_task(None))
+
+
+def counted(answerer: Model, texts: list[str]) -> int:
+    return sum(answerer.read(text).num_tokens for text in texts)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,7 @@ def writer():
 
 def test_a_loaded_model_is_an_answerer():
     answerer: Answerer = make_answerer("generate")
-    assert answerer.count_tokens(["", "a"]) == [1, 2]
+    assert [answerer.read(text).num_tokens for text in ("", "a")] == [1, 2]
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
@@ -65,8 +70,8 @@ def test_translations_are_the_tasks(translator: tuple[Model, Running], beam_size
     assert any(expected)
     answer = server.post("/v1/translate", {"text": TEXTS, "beam_size": beam_size}).json()
     assert [item["text"] for item in answer["translations"]] == expected
-    assert answer["usage"]["source_tokens"] == sum(answerer.count_tokens(TEXTS))
-    assert answer["usage"]["target_tokens"] == sum(answerer.count_tokens(expected))
+    assert answer["usage"]["source_tokens"] == counted(answerer, TEXTS)
+    assert answer["usage"]["target_tokens"] == counted(answerer, expected)
 
 
 def test_completions_are_the_tasks_also_side_by_side(writer: tuple[Model, Running]):
@@ -91,7 +96,7 @@ def test_completions_are_the_tasks_also_side_by_side(writer: tuple[Model, Runnin
 
 def test_a_completion_may_use_the_whole_length_of_the_model(writer: tuple[Model, Running]):
     answerer, server = writer
-    tokens = answerer.count_tokens(["a b c"])[0]
+    tokens = answerer.read("a b c").num_tokens
     fits = {"prompt": "a b c", "max_tokens": 64 - tokens, "temperature": 0}
     answer = server.post("/v1/completions", fits)
     assert answer.status_code == 200 and answer.json()["usage"]["prompt_tokens"] == tokens
@@ -101,9 +106,9 @@ def test_a_completion_may_use_the_whole_length_of_the_model(writer: tuple[Model,
 def test_a_source_may_use_the_whole_length_of_the_model(translator: tuple[Model, Running]):
     answerer, server = translator
     text = "a" * 63
-    while answerer.count_tokens([text])[0] < 64:
+    while answerer.read(text).num_tokens < 64:
         text += "Q"
-    assert answerer.count_tokens([text]) == [64]
+    assert answerer.read(text).num_tokens == 64
     assert server.post("/v1/translate", {"text": text}).status_code == 200
     assert server.post("/v1/translate", {"text": text + "Q"}).status_code == 422
 
@@ -141,7 +146,7 @@ def test_a_model_folder_is_served_by_the_verb(tmp_path: Path):
             assert child.wait(30) == 0
         finally:
             child.kill()
-    assert answer["translations"][0]["text"] == answerer.translate([TEXTS[0]])[0]
+    assert answer["translations"][0]["text"] == Translate().answer(answerer.model, answerer.tokenizer, [TEXTS[0]])[0]
     assert facts["size_bytes"] == (tmp_path / "small" / "model.safetensors").stat().st_size
     assert facts["num_params"] == sum(parameter.numel() for parameter in answerer.model.parameters())
 

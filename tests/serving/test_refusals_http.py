@@ -50,7 +50,7 @@ def refused(response: httpx.Response, status: int, code: str, *words: str) -> No
         (b"{}", 422, "missing_key", ["text is missing"]),
         (b'{"text": null}', 422, "missing_key", ["text is missing"]),
         (b'{"txt": "a"}', 422, "unknown_key", ["txt", "did you mean text?"]),
-        (b'{"text": "a", "zzz": 1}', 422, "unknown_key", ["known keys: text, beam_size, model"]),
+        (b'{"text": "a", "zzz": 1}', 422, "unknown_key", ["known keys: text, model, beam_size"]),
         (b'{"text": 3}', 422, "invalid_value", ["text", "given: 3"]),
         (b'{"text": []}', 422, "invalid_value", ["text", "not empty"]),
         (b'{"text": ["a", 1]}', 422, "invalid_value", ["list of texts"]),

@@ -147,6 +147,10 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The table that a field holds, or may hold."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        inside = [_model_in(argument) for argument in get_args(annotation)]
+        return next((model for model in inside if model), None)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return None
@@ -250,14 +254,19 @@ def _lower(message: str) -> str:
 
 def to_toml(loaded: Loaded) -> str:
     """The resolved run as TOML, paths absolute, each value with its origin as a comment; it loads to an equal `Run`."""
-    dumped = loaded.run.model_dump(exclude_none=True)
-    plain = {key: value for key, value in dumped.items() if not isinstance(value, dict)}
-    lines = [_line(key, key, value, loaded) for key, value in plain.items()]
-    for table, values in dumped.items():
-        if isinstance(values, dict) and values:
-            lines += ["", f"[{table}]"]
-            lines += [_line(name, f"{table}.{name}", value, loaded) for name, value in values.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(_table(loaded.run.model_dump(exclude_none=True), "", loaded)) + "\n"
+
+
+def _table(values: dict[str, Any], name: str, loaded: Loaded) -> Iterator[str]:
+    """A table's own values, then the tables inside it."""
+    prefix = f"{name}." if name else ""
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    if name and plain:
+        yield from ("", f"[{name}]")
+    yield from (_line(key, prefix + key, value, loaded) for key, value in plain.items())
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _table(value, prefix + key, loaded)
 
 
 def _line(name: str, key: str, value: Any, loaded: Loaded) -> str:

@@ -13,10 +13,11 @@ from pydantic import (
     model_validator,
 )
 
+from chinchilla.config.adapter import Adapter
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Precision
 from chinchilla.config.plan import OptimizerKind, ScheduleKind, TaskName
-from chinchilla.config.shape import Activation, AttentionKind, NormKind, PositionKind
+from chinchilla.config.shape import Activation, AttentionKind, NormKind, Patch, PositionKind
 from chinchilla.config.units import Count, EnergyJ, Flops, LatencyS, Number, SizeBytes, TimeS
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -51,6 +52,26 @@ class Data(Frozen):
         "refuse",
         description="a malformed row: stop and name it, or leave it out and count it (at most a tenth of the rows)",
     )
+
+
+class Images(Frozen):
+    """What images are brought to and cut into, and how training varies them.
+
+    Each training image is moved, turned and scaled at random. It is never mirrored, recoloured or mixed unless asked:
+    a mirrored 3 is no 3.
+    """
+
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="pixels a side, or height and width; the images' own where all are alike and small"
+    )
+    patch: Patch | None = Field(None, description="pixels a side of a patch, one position of the model")
+    shift: Fraction = Field(0.1, description="share of a side that an image is moved by, at most")
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="degrees it is turned by, at most")
+    zoom: Fraction = Field(0.1, description="share it is scaled by, at most")
+    flip: bool = Field(False, description="mirror every other image, left to right")
+    colour: Fraction = Field(0.0, description="share that brightness, contrast and saturation change by, at most")
+    randaugment: NonNegativeInt = Field(0, description="operations of RandAugment an image")
+    mix: Literal["mixup", "cutmix"] | None = Field(None, description="mix every image with another")
 
 
 class Tokenizer(Frozen):
@@ -134,6 +155,9 @@ class Machines(Frozen):
 class Model(Frozen):
     """Parts of the shape to fix; what is left out the plan decides."""
 
+    start: Path | None = Field(
+        None, description="a run folder or model folder to start from: its shape, its tokenizer, and its weights"
+    )
     dim: PositiveInt | None = None
     num_heads: PositiveInt | None = None
     num_kv_heads: PositiveInt | None = None
@@ -197,9 +221,17 @@ class Run(Frozen):
     data: Data
     budget: Budget
     tokenizer: Tokenizer = Tokenizer()
+    images: Images = Images()
     limits: Limits = Limits()
     cluster: Machines = Machines()
     machine: Here = Here()
     model: Model = Model()
     train: Train = Train()
+    adapter: Adapter | None = Field(None, description="train a small part beside the model in model.start, frozen")
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _something_to_adapt(self) -> Self:
+        if self.adapter is not None and self.model.start is None:
+            raise ValueError("adapter: there is no model to adapt; name one in model.start")
+        return self

@@ -80,6 +80,11 @@ class Facts(Frozen):
         return self.task in PACKED
 
     @property
+    def labels(self) -> str:
+        """What is counted, in a word."""
+        return "examples" if self.labels_per_row else "tokens"
+
+    @property
     def positions_per_label(self) -> float:
         """Positions that the model works on for each label, of its longer side."""
         if self.labels_per_row:

@@ -20,7 +20,6 @@ from chinchilla.parallel.measure import cached_measure
 from chinchilla.planning import audit, cost, count, search
 from chinchilla.planning.bounds import serving_bytes, told_request
 from chinchilla.planning.interval import Interval, checkpoint_interval
-from chinchilla.planning.latency import answer_time
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.own_law import read_law
 from chinchilla.planning.rows import rows_of
@@ -194,6 +193,8 @@ def _accumulation(batch_labels: int, facts: Facts, threads: int) -> int:
 def _refuse_tiny(time_s: float, prepared: Prepared, machine: Machine, draft: Training) -> None:
     """Refuse a budget that even a hopeful estimate of the smallest model's step does not fit, before any training."""
     facts = prepared.facts
+    if prepared.start is not None:
+        return  # a shape that is given has no smaller one to fall back on: its probe tells
     smallest = search.build(facts, prepared.run.model, 128, *search.depth(facts.family, prepared.run.model, 2))
     batch = facts.batch(draft.batch_tokens / draft.accumulation)
     step_s = step_time(smallest, batch, machine, draft.precision, draft.optimizer, draft.accumulation).estimate()
@@ -240,12 +241,12 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
         predicted={
             "step_time_s": step_s,
             "train_time_s": train_time_s,
-            "tokens": Estimate.around(tokens, spread, "tokens", step_s.source),
+            "tokens": Estimate.around(tokens, spread, facts.labels, step_s.source),
             "loss": choice.predict_loss(tokens),
             "memory_bytes": memory_bytes,
             "size_bytes": Estimate.around(4 * num_params, 0.01, "bytes", "measured"),
             "flops": Estimate.around(tokens * flops_per_token, spread, "FLOP", step_s.source),
-            "latency_s": answer_time(shape, facts.request, machine).estimate(),
+            "latency_s": choice.answer_on(machine, facts.request).estimate(),
             **cost.costs(cost.later(train_time_s, elapsed_s), known_tariff(run, machine)),
         },
         decisions=tuple(_decisions(run, prepared, machine, training, choice, saving, tokens, memory_bytes)),
@@ -358,7 +359,7 @@ def _decisions(
     norm = "as the recipe says" if run.model.norm else "LayerNorm's kernel is 4× RMSNorm's on CPUs"
     cut = search.left_out(facts, machine, run.limits, run.model) if choice.probes else ""
     why = "; ".join(filter(None, (choice.reason, cut)))
-    answer = f"{show_time(answer_time(shape, facts.request, machine).total_s)}, "
+    answer = f"{show_time(choice.answer_on(machine, facts.request).total_s)}, "
     answer += show_bytes(serving_bytes(shape, facts.request))
     rows = (
         # name, value, key, why
@@ -366,10 +367,10 @@ def _decisions(
         ("norm", shape.norm, "", norm),
         _chosen_among(facts),
         ("steps", f"{training.steps:,}", "steps", "what the budget holds at the measured speed"),
-        ("tokens", show_count(tokens), "", epochs),
+        (facts.labels, show_count(tokens), "", epochs),
         (
             "batch",
-            f"{training.batch_tokens:,} tokens",
+            f"{training.batch_tokens:,} {facts.labels}",
             "batch_tokens",
             f"many steps in little time; {alike}, all alike",
         ),

@@ -1,6 +1,7 @@
 """From a `Run` to encoded data: splits, codec, batches, and the facts that the planner asks for."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from chinchilla.config.errors import UsageError
@@ -9,8 +10,10 @@ from chinchilla.config.run import Run
 from chinchilla.tasks.task import Task
 from chinchilla.verbs.chats import DIALOGUE
 from chinchilla.verbs.labelled_texts import CLASSIFY_TEXT
+from chinchilla.verbs.pictures import CLASSIFY_IMAGE
 from chinchilla.verbs.prepared import Kind, Prepared, Tell
 from chinchilla.verbs.texts import GENERATE, SUMMARISE, TRANSLATE
+from chinchilla.verbs.transfer import read_start, refuse_unmergeable
 
 KINDS: Mapping[TaskName, Kind] = {
     "translate": TRANSLATE,
@@ -18,6 +21,7 @@ KINDS: Mapping[TaskName, Kind] = {
     "generate": GENERATE,
     "dialogue": DIALOGUE,
     "classify_text": CLASSIFY_TEXT,
+    "classify_image": CLASSIFY_IMAGE,
 }
 
 
@@ -48,11 +52,14 @@ def prepare(run: Run, tell: Tell = lambda text: None) -> Prepared:
         raise UsageError(
             f"model.attention: block takes one text a row, and {run.task} packs several; use full or gated"
         )
+    refuse_unmergeable(run.adapter)
     kind = kind_of(run.task)
+    start = read_start(run.model.start) if run.model.start is not None else None
     tell("reading data")
     split = kind.split(run)
     tell(f"{len(split.train):,} training, {len(split.valid):,} validation and {len(split.test):,} test examples")
-    return kind.prepare(run, split, kind.make_task(run), test_examples(run, split), tell)
+    prepared = kind.prepare(run, split, kind.make_task(run), test_examples(run, split), tell)
+    return replace(prepared, start=start)
 
 
 def split_examples(run: Run) -> Any:

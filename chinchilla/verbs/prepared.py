@@ -6,10 +6,13 @@ from typing import Any, Protocol
 
 from chinchilla.config.plan import Training
 from chinchilla.config.run import Run
+from chinchilla.config.shape import Shape
 from chinchilla.data.batches import Batches
 from chinchilla.data.codec import Codec
+from chinchilla.models.transformer import Transformer
 from chinchilla.planning.search import Facts
 from chinchilla.tasks.task import Task
+from chinchilla.verbs.transfer import Start, new_model
 
 
 class MakeBatches(Protocol):
@@ -31,6 +34,11 @@ class Prepared:
     row_len: int
     facts: Facts
     make_batches: MakeBatches
+    start: Start | None = None
+
+    def new_model(self, shape: Shape, dropout: float) -> Transformer:
+        """A model to train, with what it takes over from the one that the run starts from."""
+        return new_model(shape, dropout, self.start, self.run.adapter)
 
     def batches(self, training: Training) -> Batches:
         """Training micro-batches of `batch_tokens / accumulation` labels."""

@@ -15,10 +15,10 @@ from chinchilla.config.plan import Probe, Training
 from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
-from chinchilla.models.transformer import Transformer
 from chinchilla.planning import count, halving, search
 from chinchilla.planning.design import Big, best_shape
 from chinchilla.planning.hparams import Advice
+from chinchilla.planning.latency import AnswerTime, Request, answer_time
 from chinchilla.planning.laws import BESIROGLU, law_loss
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.memory import State, state
@@ -30,7 +30,9 @@ from chinchilla.training.monitor import Silent
 from chinchilla.training.probe import probe
 from chinchilla.training.trainer import Trainer
 from chinchilla.training.workers import worker_count
+from chinchilla.verbs.answer_probe import timed_answer
 from chinchilla.verbs.prepared import Prepared
+from chinchilla.verbs.transfer import Start, told
 
 log = logging.getLogger("chinchilla")
 
@@ -59,7 +61,7 @@ class Choice:
     """The shape to train, and what is known of it.
 
     `needs_bytes` is the memory that training takes beside the process. `curve` is its probe's (tokens, loss);
-    `valid_loss` what a validation found after it, in `eval_time_s`.
+    `valid_loss` what a validation found after it, in `eval_time_s`. `answer` is how long it took to answer, if timed.
     """
 
     shape: Shape
@@ -77,6 +79,11 @@ class Choice:
     unique_tokens: int
     prior: halving.Prior
     own: OwnLaw | None = None
+    answer: AnswerTime | None = None
+
+    def answer_on(self, machine: Machine, request: Request) -> AnswerTime:
+        """Seconds of a typical answer: as timed, or by the model of `planning.latency`."""
+        return self.answer or answer_time(self.shape, request, machine)
 
     def predict_loss(self, tokens: float) -> Estimate:
         """Validation loss after `tokens` tokens, in nats a token."""
@@ -125,6 +132,8 @@ def choose(
     Raises:
         BudgetError: no shape fits the limits.
     """
+    if prepared.start is not None:
+        return _by_start(prepared.start, prepared, machine, draft, time_s, process_bytes, tell)
     flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(draft.precision)
     if own is None and search.law_holds(flops):
         return _by_law(flops, run, prepared, machine, draft, process_bytes)
@@ -142,6 +151,30 @@ def choose(
     sizes = f"{show_count(advised.num_params.p10)} to {show_count(advised.num_params.p90)}"
     reason = f"best by your own law ({sizes} parameters do about as well); timed in a short probe"
     return replace(choice, own=own, reason=reason)
+
+
+def _by_start(
+    start: Start,
+    prepared: Prepared,
+    machine: Machine,
+    draft: Training,
+    time_s: float,
+    process_bytes: int,
+    tell: Callable[[str], None],
+) -> Choice:
+    """The shape of the model to start from, which is only timed.
+
+    Raises:
+        BudgetError: it does not fit the memory.
+    """
+    shape, run = start.shape_for(prepared.facts), prepared.run
+    room = room_for(run, prepared, machine, draft, process_bytes)
+    way = room.way(shape)
+    if way is None:
+        raise search.too_little(shape, run.limits, room)
+    drafts = {shape: draft.model_copy(update={"recompute": way})}
+    choice = _by_probes(drafts, min(PROBE_SHARE * time_s, MOST_PROBE_S), prepared, machine, time_s, room, tell)
+    return replace(choice, reason=f"as {start.path}, of which it takes {told(start, shape)}; timed in a short probe")
 
 
 def big_run(
@@ -253,6 +286,7 @@ def _by_probes(
     begun = time.perf_counter()
     valid_loss = best.trainer.valid_loss()
     eval_time_s = time.perf_counter() - begun
+    answer = timed_answer(best.shape, prepared.facts.request, torch.device(machine.device))
     for candidate in everyone:
         candidate.trainer.workers.close()
     return Choice(
@@ -270,6 +304,7 @@ def _by_probes(
         eval_time_s=eval_time_s,
         unique_tokens=prepared.facts.unique_tokens,
         prior=halving.prior_of(prepared.facts.task),
+        answer=answer,
     )
 
 
@@ -304,7 +339,7 @@ def _candidate(shape: Shape, prepared: Prepared, draft: Training, machine: Machi
     roofline = step_time(shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation)
     torch.manual_seed(draft.seed)
     trainer = Trainer(
-        model=Transformer(shape, draft.dropout),
+        model=prepared.new_model(shape, draft.dropout),
         task=prepared.task,
         training=draft,
         batches=prepared.batches(draft),

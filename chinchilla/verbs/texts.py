@@ -23,6 +23,7 @@ from chinchilla.tasks.summarise import Summarise
 from chinchilla.tasks.task import Task
 from chinchilla.tasks.translate import Translate
 from chinchilla.verbs.prepared import Kind, Prepared, Tell
+from chinchilla.verbs.transfer import read_start
 
 log = logging.getLogger("chinchilla")
 
@@ -41,7 +42,9 @@ Encoded = EncodedPairs | EncodedDocuments
 
 
 def make_tokenizer(run: Run, words: Iterable[str], num_characters: int, marks: Sequence[str] = ()) -> Tokenizer:
-    """The recipe's tokenizer, or one trained on `words` where each of `marks` is a token."""
+    """That of the model to start from, the recipe's own, or one trained on `words` where each of `marks` is a token."""
+    if run.model.start is not None:
+        return read_start(run.model.start).tokenizer()
     if run.tokenizer.file is not None:
         return _own_ids(Tokenizer.load(run.tokenizer.file), run.tokenizer.file)
     vocab_size = run.tokenizer.vocab_size or (SMALL_VOCAB_SIZE if num_characters < SMALL_TEXT else VOCAB_SIZE)

@@ -12,12 +12,15 @@ from typing import Any, Protocol
 import torch
 
 from chinchilla.compression.compare import latencies
+from chinchilla.config.adapter import Adapter
 from chinchilla.config.errors import StoppedError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.load import Loaded
 from chinchilla.config.plan import Plan
 from chinchilla.config.run import Run
 from chinchilla.config.units import show_count, show_time
+from chinchilla.models.adapt import merge_
+from chinchilla.models.adapter_files import write_adapter
 from chinchilla.models.hub import write_model
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.memory import state
@@ -194,7 +197,7 @@ def _carry_out(
             tracker.close()
     memory_bytes = peak_bytes(trainer.device)
     progress.stage("scoring on the test data")
-    model = trainer.model.eval()
+    model = _finished(folder, trainer.model, prepared.run.adapter)
     score = prepared.task.score(model, prepared.codec, prepared.test)
     measured = _measured(made, outcome, memory_bytes)
     write_model(
@@ -202,7 +205,11 @@ def _carry_out(
         model,
         prepared.codec.tokenizer_json,
         _card(made, score, outcome),
-        {"task": made.task, "metrics": score.metrics, "codec": prepared.codec.settings},
+        {
+            "task": made.task,
+            "metrics": score.metrics,
+            "codec": prepared.codec.settings,
+        },
     )
     measured["size_bytes"] = float((folder.model / "model.safetensors").stat().st_size)
     measured["latency_s"] = _latency(prepared, model)
@@ -214,6 +221,14 @@ def _carry_out(
     _write_results(folder, score, outcome, measured)
     folder.log_event("finished", steps=outcome.steps, train_time_s=outcome.train_time_s)
     return TrainResult(folder.path, score.metrics, made.predicted, measured)
+
+
+def _finished(folder: RunFolder, model: Transformer, adapter: Adapter | None) -> Transformer:
+    """The model as it answers. An adapter is kept alone, and made part of the weights."""
+    if adapter is not None:
+        write_adapter(folder.path / "adapter", model)
+        merge_(model)
+    return model.eval()
 
 
 def _run(trainer: Trainer, stop: StopSignals) -> Outcome:
@@ -238,7 +253,7 @@ def _trainer(folder: RunFolder, made: Plan, prepared: Prepared, progress: Monito
     training, run = made.training, prepared.run
     torch.manual_seed(training.seed)
     return Trainer(
-        model=Transformer(made.shape, training.dropout),
+        model=prepared.new_model(made.shape, training.dropout),
         task=prepared.task,
         training=training,
         batches=prepared.batches(training),
@@ -294,8 +309,11 @@ def _spent(made: Plan, outcome: Outcome) -> float:
 
 
 def _latency(prepared: Prepared, model: Transformer) -> float:
-    """Median time of one answer, over some of the test texts."""
-    exam = RunExam(prepared.task, prepared.codec, prepared.test[:LATENCY_TEXTS])
+    """Median time of one answer, over the test texts nearest to their mean in length: what a plan calls typical."""
+    lengths = [len(prepared.task.show(example)[0]) for example in prepared.test]
+    typical = statistics.mean(lengths)
+    order = sorted(range(len(lengths)), key=lambda index: abs(lengths[index] - typical))
+    exam = RunExam(prepared.task, prepared.codec, [prepared.test[index] for index in order[:LATENCY_TEXTS]])
     (times,) = latencies([lambda asked: exam.answer(model, asked)], exam.questions, 1)
     return statistics.median(times)
 

@@ -11,7 +11,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 def leaves(tree: dict[str, Any], definitions: dict[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
     found = {}
     for name, field in tree["properties"].items():
-        inner = definitions.get(field.get("$ref", "").rpartition("/")[2])
+        options = [field, *field.get("anyOf", ())]  # a table that may be left out is one option, nothing the other
+        inner = next((definitions[ref] for each in options if (ref := each.get("$ref", "").rpartition("/")[2])), None)
         found |= leaves(inner, definitions, f"{prefix}{name}.") if inner else {prefix + name: field}
     return found
 

@@ -1,0 +1,136 @@
+"""Starting from a model that is there: its shape and its tokenizer for the plan, its weights for the new model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from chinchilla.config.adapter import Adapter
+from chinchilla.config.errors import UsageError
+from chinchilla.config.shape import Shape
+from chinchilla.data.tokenizer import Specials, Tokenizer
+from chinchilla.models.adapt import adapt_
+from chinchilla.models.hub import MODEL_TYPE, Loaded, read_model
+from chinchilla.models.quantized import is_quantized
+from chinchilla.models.transformer import Transformer
+from chinchilla.planning.search import Facts
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The model that a run starts from."""
+
+    path: Path
+    loaded: Loaded
+
+    @property
+    def shape(self) -> Shape:
+        """Its shape."""
+        return self.loaded.shape
+
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer.
+
+        Raises:
+            UsageError: it has none.
+        """
+        if self.loaded.tokenizer_json is None:
+            raise UsageError(
+                f"model.start {self.path}: has no tokenizer.json, and texts need the one it was trained with"
+            )
+        own, shape = self.loaded.config.get("model_type") == MODEL_TYPE, self.shape
+        specials = None if own else Specials(shape.pad_id, shape.bos_id, shape.eos_id, shape.pad_id)
+        return Tokenizer.from_json(self.loaded.tokenizer_json, specials, f"{self.path}/tokenizer.json")
+
+    def shape_for(self, facts: Facts) -> Shape:
+        """The shape to train: this model's, with the stacks, the stem and the outputs that the task has.
+
+        A decoder that is not there is as deep as the encoder, and new.
+
+        Raises:
+            UsageError: the task needs an encoder, and there is none; or the rows are longer than the model.
+        """
+        old = self.shape
+        encoder = 0 if facts.family == "decoder" else old.num_encoder_layers
+        decoder = 0 if facts.family == "encoder" else old.num_decoder_layers or old.num_encoder_layers
+        if facts.family != "decoder" and not encoder:
+            raise UsageError(f"model.start {self.path}: has no encoder, which {facts.task} needs; start from another")
+        if facts.family == "decoder" and not old.num_decoder_layers:
+            raise UsageError(f"model.start {self.path}: has no decoder, which {facts.task} needs; start from another")
+        if facts.max_len > old.max_len:
+            raise UsageError(
+                f"model.start {self.path}: takes {old.max_len} positions, and the data's rows have {facts.max_len}; "
+                f"set model.max_len={old.max_len} or less"
+            )
+        changes = {
+            "num_encoder_layers": encoder,
+            "num_decoder_layers": decoder,
+            "num_classes": facts.num_classes,
+            "stem": facts.stem,
+            "reconstruct": False,
+        }
+        return Shape.model_validate(old.model_dump() | changes)
+
+
+def refuse_unmergeable(adapter: Adapter | None) -> None:
+    """Stop where a run's model folder could not hold what it trains.
+
+    Raises:
+        UsageError: the adapter cannot be made part of the weights.
+    """
+    if adapter is not None and adapter.kind == "bottleneck":
+        raise UsageError(
+            "adapter.kind: a bottleneck cannot be merged into the model that a run writes; use lora or adalora "
+            "(chinchilla.models.adapt trains bottlenecks from Python)"
+        )
+
+
+def read_start(path: Path) -> Start:
+    """Open the model of a run folder, or a model folder of a known family.
+
+    Raises:
+        UsageError: there is no model, or a compressed one.
+        FaultError: it is damaged.
+    """
+    folder = path / "model" if (path / "model").is_dir() else path
+    loaded = read_model(folder)
+    if is_quantized(loaded.model):
+        raise UsageError(f"model.start {path}: is compressed, and cannot be trained; start from the run it was made of")
+    return Start(path, loaded)
+
+
+def fitting(start: Start, shape: Shape) -> dict[str, Tensor]:
+    """The tensors of `start` that have a place of the same name and sizes in a model of this shape."""
+    with torch.device("meta"):
+        wanted = {name: parameter.shape for name, parameter in Transformer(shape).named_parameters()}
+    own = dict(start.loaded.model.named_parameters())
+    return {name: tensor.detach() for name, tensor in own.items() if wanted.get(name) == tensor.shape}
+
+
+def told(start: Start, shape: Shape) -> str:
+    """What a model of this shape takes over, and what of it is new, in words."""
+    taken = fitting(start, shape)
+    with torch.device("meta"):
+        names = [name for name, _ in Transformer(shape).named_parameters()]
+    new = sorted({_part(name) for name in names if name not in taken})
+    numbers = sum(tensor.numel() for tensor in taken.values())
+    return f"{len(taken)} of {len(names)} tensors ({numbers:,} numbers); new: {', '.join(new) or 'nothing'}"
+
+
+def _part(name: str) -> str:
+    """The stack, stem or head that a tensor is of."""
+    return name.split(".")[0]
+
+
+def new_model(shape: Shape, dropout: float, start: Start | None, adapter: Adapter | None) -> Transformer:
+    """A model to train: random, but for what it takes over; with an adapter everything else is frozen."""
+    model = Transformer(shape, dropout)
+    if start is not None:
+        own = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in fitting(start, shape).items():
+                own[name].copy_(tensor)
+    if adapter is not None:
+        adapt_(model, adapter)
+    return model

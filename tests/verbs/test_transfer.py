@@ -1,0 +1,91 @@
+"""What a run takes from the model that it starts from."""
+
+import pytest
+import torch
+
+from chinchilla.config.adapter import Adapter
+from chinchilla.config.errors import UsageError
+from chinchilla.config.load import load_run
+from chinchilla.config.shape import Shape
+from chinchilla.data.tokenizer import Tokenizer
+from chinchilla.models.hub import write_model
+from chinchilla.models.transformer import Transformer
+from chinchilla.planning.search import Facts
+from chinchilla.training.trained import trained
+from chinchilla.verbs.transfer import fitting, new_model, read_start, refuse_unmergeable, told
+
+TEXTS = ["the cat sat on the mat", "a moon is a stone", "larger than the cat"] * 5
+
+
+def facts(task: str, **changes) -> Facts:
+    common = {
+        "task": task, "vocab_size": 300, "unique_tokens": 1000, "num_examples": 100, "mean_source_len": 32,
+        "mean_target_len": 32, "max_len": 32, "bytes_per_token": 3.0,
+    }  # fmt: skip
+    return Facts(**common | changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tokenizer = Tokenizer.train(TEXTS, "bpe", 300)
+    shape = Shape(
+        vocab_size=tokenizer.vocab_size, dim=16, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=32,
+        num_encoder_layers=2, num_decoder_layers=1, max_len=48,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    write_model(tmp_path / "run" / "model", Transformer(shape), tokenizer.to_json())
+    return tmp_path / "run"
+
+
+def test_a_classifier_takes_the_encoder_and_the_table_and_gets_a_new_head(folder):
+    start = read_start(folder)
+    shape = start.shape_for(facts("classify_text", num_classes=3, labels_per_row=2.0))
+    assert (shape.num_encoder_layers, shape.num_decoder_layers, shape.num_classes) == (2, 0, 3)
+    old, new = start.loaded.model.state_dict(), new_model(shape, 0.0, start, None).state_dict()
+    for name, tensor in new.items():
+        assert torch.equal(tensor, old[name]) == (name != "head.weight"), name
+    assert told(start, shape).endswith("new: head")
+
+
+def test_a_task_of_the_same_family_takes_everything(folder):
+    start = read_start(folder / "model")
+    shape = start.shape_for(facts("summarise"))
+    assert shape == start.shape and told(start, shape).endswith("new: nothing")
+    assert len(fitting(start, shape)) == len(list(Transformer(shape).named_parameters()))
+    assert start.tokenizer().encode("the cat") == Tokenizer.from_json(start.loaded.tokenizer_json).encode("the cat")
+
+
+def test_an_encoder_alone_gets_a_new_decoder(folder, tmp_path):
+    shape = read_start(folder).shape_for(facts("classify_text", num_classes=3, labels_per_row=2.0))
+    write_model(tmp_path / "encoder", Transformer(shape))
+    start = read_start(tmp_path / "encoder")
+    wanted = start.shape_for(facts("translate"))
+    assert (wanted.num_encoder_layers, wanted.num_decoder_layers, wanted.num_classes) == (2, 2, 0)
+    assert told(start, wanted).endswith("new: decoder")
+    with pytest.raises(UsageError, match="has no decoder, which generate needs"):
+        start.shape_for(facts("generate"))
+    with pytest.raises(UsageError, match=r"has no tokenizer\.json"):
+        start.tokenizer()
+
+
+def test_what_cannot_be_started_from_is_refused_with_the_mend(folder):
+    start = read_start(folder)
+    with pytest.raises(UsageError, match=r"takes 48 positions, and the data's rows have 64; set model\.max_len=48"):
+        start.shape_for(facts("translate", max_len=64))
+    with pytest.raises(UsageError, match="a bottleneck cannot be merged"):
+        refuse_unmergeable(Adapter(kind="bottleneck"))
+
+
+def test_with_an_adapter_little_is_trained(folder):
+    start = read_start(folder)
+    shape = start.shape_for(facts("summarise"))
+    model = new_model(shape, 0.0, start, Adapter(rank=2))
+    numbers = sum(parameter.numel() for parameter in trained(model).values())
+    assert 0 < numbers < 0.4 * sum(parameter.numel() for parameter in model.parameters())
+    source = torch.tensor([[5, 6, 7]])
+    assert torch.allclose(model.eval()(source, source).hidden, start.loaded.model(source, source).hidden, atol=1e-6)
+
+
+def test_an_adapter_needs_a_model_to_adapt():
+    with pytest.raises(UsageError, match=r"there is no model to adapt; name one in model\.start"):
+        load_run(None, ["task=generate", "data.train=a.txt", "budget.time=1m", "adapter.kind=lora"])

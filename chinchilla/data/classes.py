@@ -1,6 +1,5 @@
 """The classes of a classifier: their names in order, and which one scores are for."""
 
-import difflib
 import logging
 import math
 import re
@@ -9,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from chinchilla.config.errors import DataError, UsageError
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.run import Data
-from chinchilla.data.rows import MAX_ROW_BYTES, MalformedError
+from chinchilla.data.rows import MAX_ROW_BYTES, MalformedError, did_you_mean
 
 log = logging.getLogger("chinchilla")
 
@@ -75,11 +74,9 @@ def make_classes(counts: Mapping[str, int], data: Data) -> Classes:
 
 def unknown_class(name: str, names: Iterable[str], part: str, data: Data) -> DataError:
     """The error for a class that valid or test has and train has not."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     return DataError(
-        f"data.{part}, column {data.label}: the class {name!r} is not in data.train, so no answer can be right{hint}; "
-        "leave those rows out, or add some to data.train"
+        f"data.{part}, column {data.label}: the class {name!r} is not in data.train, so no answer can be "
+        f"right{did_you_mean(name, names)}; leave those rows out, or add some to data.train"
     )
 
 

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import difflib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -84,14 +85,12 @@ def decode(line: bytes) -> str:
 def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, list[str] | MalformedError]]:
     """Numbered rows of a CSV file, its header first, blank lines left out; numbers are those of the lines.
 
-    Quotes go around a cell that holds the delimiter, a quote (doubled) or a line end. The delimiter is the one of
-    comma, semicolon and tab that gives the header most cells. A row that cannot be read comes as what is wrong with it.
+    Quotes go around a cell that holds the delimiter, a quote (doubled) or a line end. The delimiter is found where none
+    is given (`csv_delimiter`). A row that cannot be read comes as what is wrong with it.
 
     Raises:
         DataError: a file that is missing or cannot be read, or a quote that never closes.
     """
-    numbered = lines(path, blank=True)
-    first = next(numbered, (1, b""))
     last = 0
 
     def text(row: tuple[int, bytes]) -> str:
@@ -99,8 +98,8 @@ def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, li
         last = row[0]
         return decode(row[1]) + "\n"
 
-    texts = map(text, itertools.chain([first], numbered))
-    rows = csv.reader(texts, delimiter=delimiter or _delimiter(first[1]), strict=True)
+    texts = map(text, lines(path, blank=True))
+    rows = csv.reader(texts, delimiter=delimiter or csv_delimiter(path), strict=True)
     while True:
         number = last + 1
         try:
@@ -120,7 +119,13 @@ def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, li
                 yield number, row
 
 
-def _delimiter(header: bytes) -> str:
+def csv_delimiter(path: Path) -> str:
+    """The one of comma, semicolon and tab that gives the header most cells.
+
+    Raises:
+        DataError: a file that is missing or cannot be read.
+    """
+    _, header = next(lines(path, blank=True), (1, b""))
     line = [header.decode("utf-8", "replace")]
     return max(",;\t", key=lambda delimiter: len(next(csv.reader(line, delimiter=delimiter), [])))
 
@@ -235,6 +240,12 @@ def parquet_record(row: Record) -> Record:
 def no_column(name: str, there: Iterable[str]) -> str:
     """The message for a column that isn't there."""
     return f"no column {name!r}, there are: {', '.join(there)}; rename it, or name the right one under [data]"
+
+
+def did_you_mean(name: str, there: Iterable[str]) -> str:
+    """A hint at the nearest name, in brackets after a space; "" where none is near."""
+    near = difflib.get_close_matches(name, list(there), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 @contextmanager

@@ -76,7 +76,7 @@ TEXT = st.sampled_from(["a", "A", "b", "b  ", "c", "d", "e f", "E  F", *"ghijklm
 GROUP = st.sampled_from(["", "p", "q", "r", "s", "t"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(TEXT, st.sampled_from("xyz"), GROUP), min_size=4, max_size=60), st.integers(0, 5))
 def test_nothing_leaks_and_nothing_is_lost(tmp_path_factory, rows, seed):
     path = write_tsv(tmp_path_factory.mktemp("labelled") / "a.tsv", rows)

@@ -1,0 +1,123 @@
+"""Choose which columns of a table to read and how, and fit them on its training rows."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow.compute as compute
+
+from chinchilla.config.errors import DataError
+from chinchilla.config.run import Data
+from chinchilla.data.cells import Floats, Kind, kind_of, names, numbers
+from chinchilla.data.columns import CategoryColumn, Columns, NumberColumn, Part
+from chinchilla.data.tables import Table, need_column
+
+KNOTS = 256
+MAX_CATEGORIES = 1000
+
+SEEN, SEEN_SHARE = 5, 0.01
+"""A category is known that comes so often, or that makes up this share of the rows, and twice at least."""
+
+COUNTED = 50
+"""Whole numbers are taken for the numbers of rows only in a table of so many."""
+
+log = logging.getLogger("chinchilla")
+
+
+def choose(table: Table, data: Data) -> dict[str, Kind]:
+    """The columns to read, and what each is; those that say nothing are left out, and the log tells why.
+
+    Raises:
+        DataError: no label column, no column to read, or one in `data.ignore` or `data.group` that isn't there.
+    """
+    need_column(data.label, table.columns, table.place, "set data.label to the column of the class")
+    passed_over = unread(data)
+    for name in passed_over[1:]:
+        need_column(name, table.columns, table.place, "check data.ignore and data.group")
+    chosen: dict[str, Kind] = {}
+    for name, array in table.columns.items():
+        if name in passed_over:
+            continue
+        kind = kind_of(array)
+        reason = _says_nothing(array, kind)
+        if reason or kind is None:
+            log.info("%s: left out the column %r: %s", table.place, name, reason)
+        else:
+            chosen[name] = kind
+    if not chosen:
+        raise DataError(f"{table.place}: no column to tell the class from; check data.label and data.ignore")
+    return chosen
+
+
+def group_column(data: Data) -> str | None:
+    """The column that rows are kept together by, where the settings name one."""
+    return data.group if "group" in data.model_fields_set else None
+
+
+def unread(data: Data) -> tuple[str, ...]:
+    """The columns that by the settings do not tell the class: it itself, the group, and those to ignore."""
+    group = group_column(data)
+    return (data.label, *((group,) if group else ()), *data.ignore)
+
+
+def fit_columns(table: Table, kinds: Mapping[str, Kind], unused: tuple[str, ...]) -> Columns:
+    """Fit the chosen columns on training rows."""
+    fitted: list[NumberColumn] = []
+    categories: list[CategoryColumn] = []
+    for name, kind in kinds.items():
+        if kind == "category":
+            categories.append(CategoryColumn(column=name, categories=known_categories(table.columns[name])))
+        else:
+            fitted += _numbers(table, name, kind == "time")
+    return Columns(numbers=tuple(fitted), categories=tuple(categories), unused=unused)
+
+
+def known_categories(array: Any) -> tuple[str, ...]:
+    """The categories that come often enough to be learned, by name; at most the 1,000 most frequent."""
+    texts = names(array)
+    least = max(2, min(SEEN, round(SEEN_SHARE * len(texts))))
+    counts = {pair["values"]: pair["counts"] for pair in compute.value_counts(texts).to_pylist()}
+    known = [name for name, count in counts.items() if name is not None and count >= least]
+    return tuple(sorted(sorted(known, key=lambda name: (-counts[name], name))[:MAX_CATEGORIES]))
+
+
+def quantile_knots(values: Floats) -> tuple[float, ...]:
+    """Up to 256 quantiles of the known `values`, evenly spaced from 0 to 1."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return ()
+    knots = np.quantile(known, np.linspace(0, 1, min(KNOTS, len(known))))
+    return tuple(np.maximum.accumulate(knots).tolist())
+
+
+def _numbers(table: Table, name: str, time: bool) -> Iterator[NumberColumn]:
+    parts: tuple[Part, ...] = get_args(Part) if time else ("value",)
+    for part in parts:
+        column = NumberColumn(column=name, time=time, part=part)
+        values = column.values(table)
+        if part == "value" or len(np.unique(values[~np.isnan(values)])) > 1:
+            count = int((~np.isnan(values)).sum())
+            yield column.model_copy(update={"knots": quantile_knots(values), "count": count})
+
+
+def _says_nothing(array: Any, kind: Kind | None) -> str:
+    """Why a column is of no use; "" when it may be."""
+    if array.null_count == len(array):
+        return "all its cells are empty"
+    if kind is None:
+        return f"cells of the type {array.type} are neither numbers, dates nor names"
+    if compute.count_distinct(array, mode="all").as_py() == 1:
+        return "all its cells are the same"
+    if kind == "category" and not known_categories(array):
+        return "its texts are as good as all different, so that they name rows or need a reader of texts"
+    if kind == "number" and _counts_rows(array):
+        return "whole numbers, all different and close together, as the numbers of rows are"
+    return ""
+
+
+def _counts_rows(array: Any) -> bool:
+    values = numbers(array)
+    if len(values) < COUNTED or np.isnan(values).any() or (values != np.floor(values)).any():
+        return False
+    return len(np.unique(values)) == len(values) and bool(np.ptp(values) < 1.5 * len(values))

@@ -17,8 +17,9 @@ from chinchilla.planning.calls import CACHE_BEGUN, CLASSES, encoder_calls, token
 from chinchilla.planning.count import Batch, Product, has_cross, products
 from chinchilla.planning.machine import matmul_rate
 
-SPREAD = 0.8
-"""Relative spread of an answer's time from this model."""
+SPREAD, TIMED_SPREAD = 0.8, 0.5
+"""Relative spread of an answer's time from this model, and where a model like it was timed: texts differ still in how
+long the search goes on, and the machine's speed from hour to hour."""
 
 SEARCH = 1.5
 """Passes of the decoder for each token of an answer that is looked for with beams: they go on until nothing unfinished

@@ -52,7 +52,7 @@ def test_a_plan_for_money_is_one_for_the_time_it_buys_and_tells_what_it_costs(wo
     assert predicted["money"]["p50"] == pytest.approx(spent_s * 90 / 3600)
     assert predicted["energy_j"]["p50"] == pytest.approx(spent_s * 50)
     assert predicted["co2_g"]["p50"] == pytest.approx(spent_s * 50 / 3.6e6 * 400)
-    assert predicted["latency_s"]["source"] == "guess"
+    assert predicted["latency_s"]["source"] == "measured"
     (model,) = [line for line in plan["decisions"] if line["name"] == "model"]
     assert model["reason"].endswith("; limits.latency 10 s rules out 0 of 1 shapes")
 

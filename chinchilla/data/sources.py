@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from chinchilla.config.errors import DataError
-from chinchilla.data import table_sources, text_sources
+from chinchilla.data import image_sources, table_sources, text_sources
 from chinchilla.data.source import Progress, Source
 
 META = "meta.json"
@@ -24,7 +24,7 @@ def default_cache() -> Path:
 
 def catalogue() -> dict[str, Source]:
     """Every data set by name."""
-    sources = (*text_sources.SOURCES, *table_sources.SOURCES)
+    sources = (*text_sources.SOURCES, *table_sources.SOURCES, *image_sources.SOURCES)
     return {source.name: source for source in sources}
 
 

@@ -49,7 +49,7 @@ def fetch(source: Source, cache: Path, progress: Progress) -> Path:
     The folder is made aside and renamed when complete, so a broken-off fetch leaves nothing that looks finished.
 
     Raises:
-        FaultError: a registry that cannot be reached, or a client (apt-get, pip) that is missing.
+        FaultError: a registry that cannot be reached, or a client (apt-get, pip, npm) that is missing.
         DataError: the packages hold nothing usable.
     """
     folder = cache / source.name

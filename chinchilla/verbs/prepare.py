@@ -9,9 +9,11 @@ from chinchilla.config.plan import PACKED, TaskName
 from chinchilla.config.run import Run
 from chinchilla.tasks.task import Task
 from chinchilla.verbs.chats import DIALOGUE
+from chinchilla.verbs.histories import RECOMMEND
 from chinchilla.verbs.labelled_texts import CLASSIFY_TEXT
 from chinchilla.verbs.pictures import CLASSIFY_IMAGE
 from chinchilla.verbs.prepared import Kind, Prepared, Tell
+from chinchilla.verbs.table_rows import CLASSIFY_TABLE
 from chinchilla.verbs.texts import GENERATE, SUMMARISE, TRANSLATE
 from chinchilla.verbs.transfer import read_start, refuse_unmergeable
 
@@ -22,6 +24,8 @@ KINDS: Mapping[TaskName, Kind] = {
     "dialogue": DIALOGUE,
     "classify_text": CLASSIFY_TEXT,
     "classify_image": CLASSIFY_IMAGE,
+    "classify_table": CLASSIFY_TABLE,
+    "recommend": RECOMMEND,
 }
 
 

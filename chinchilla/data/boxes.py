@@ -171,7 +171,7 @@ def clip(boxes: NDArray[np.float64], height: int, width: int, objects: Sequence[
         what = "is not of numbers" if not finite[row] else "has no area" if not area[row] else "lies outside"
         shown = ", ".join(f"{number:g}" for number in boxes[row])
         raise MalformedError(
-            f"{objects[row].mark}: its box ({shown} as x0, y0, x1, y1) {what} in {width} x {height} pixels; mend it, "
-            "or take it away"
+            f"{objects[row].mark}: its box ({shown} as x0, y0, x1, y1) {what}, and the image has {width} x {height} "
+            "pixels; mend it, or take it away"
         )
     return inside

@@ -131,7 +131,7 @@ def test_a_box_is_cut_at_the_edges_or_refused(box, height, width):
     objects = [Object(box, "cat", "object 7")]
     if not seen:
         with pytest.raises(
-            MalformedError, match=r"object 7: its box .* (is not of numbers|has no area|lies outside) in"
+            MalformedError, match=r"object 7: its box .* (is not of numbers|has no area|lies outside), and the image"
         ):
             clip(boxes, height, width, objects)
         return
@@ -160,7 +160,9 @@ def test_a_bad_box_is_named_or_its_image_left_out(tmp_path, caplog, kind):
     bbox, message = BAD_BOXES[kind]
     files = write_coco(tmp_path, many(np.random.default_rng(0)))
     change(files, lambda coco: coco["annotations"][11].update(bbox=bbox))
-    with pytest.raises(DataError, match=rf"105\.png: annotation 11: its box .* {message} in 40 x 30 pixels; mend it"):
+    with pytest.raises(
+        DataError, match=rf"105\.png: annotation 11: its box .* {message}, and the image has 40 x 30 pixels; mend it"
+    ):
         read_boxes(files, Data(train=files))
     found = read_boxes(files, Data(train=files, invalid="skip"))
     assert len(found) == len(found.boxes) == 23 and "105.png" not in found.names
@@ -294,6 +296,14 @@ def test_voc_files_and_images_go_together_by_name(tmp_path, caplog):
         read_boxes(files, Data(train=files))
     with pytest.raises(DataError, match="no XML file in it"):
         read_boxes((files[1], files[1]), Data(train=files))
+
+
+def test_voc_files_may_lie_beside_their_images(tmp_path):
+    notes, images = write_voc(tmp_path, many(np.random.default_rng(0), 3))
+    for path in notes.iterdir():
+        path.rename(images / path.name)
+    apart, together = read_boxes((images, images), Data(train=images)), read_boxes(images, Data(train=images))
+    assert (apart.images == together.images).all() and len(together.boxes[2]) == 2
 
 
 def test_a_test_set_has_the_classes_of_train(tmp_path):

@@ -1,9 +1,11 @@
 """The time of one answer: predicted from what the machine was measured to do, against the engine itself.
 
     OMP_NUM_THREADS=1 python bench/latency_model.py [--out bench/results/latency_model.csv]
+    python bench/latency_model.py --fit         only fits the table that is there
 
-Four shapes that the model's constants were not fitted to, random weights, an answer of a fixed length: translations
-greedy and with four beams, and completions. One thread; times are CPU time, as is the measuring of the machine.
+Four sizes, random weights, an answer of a fixed length: translations greedy and with four beams, and completions. One
+thread; times are CPU time, as is the measuring of the machine. What an answer is made of is in the table, so that the
+model's three constants can be fitted to it: to all rows, and to three sizes, which then predict the fourth.
 """
 
 import argparse
@@ -14,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from chinchilla.config.machine import Machine
@@ -23,12 +27,14 @@ from chinchilla.models.generate import Sampling, complete, translate
 from chinchilla.models.transformer import Transformer
 from chinchilla.parallel import measure
 from chinchilla.planning.count import num_params
-from chinchilla.planning.latency import Request, answer_time
+from chinchilla.planning.latency import Request, Work, answer_time, new_token, reading
+from chinchilla.planning.step_model import nnls
 
 SIZES = ((192, 3, 6_000), (320, 5, 10_000), (640, 6, 16_000), (960, 10, 24_000))
 """Width, layers a side, vocabulary."""
 
 REPEATS = 3
+PARTS = ("weights_ms", "products_ms")
 
 
 def shape_of(task: str, dim: int, layers: int, vocab_size: int) -> Shape:
@@ -58,7 +64,19 @@ def answering(shape: Shape, request: Request) -> Callable[[], object]:
     prompt = torch.randint(4, shape.vocab_size, (1, request.prompt_len))
     if shape.num_encoder_layers:
         return lambda: translate(model, prompt, None, [request.new_tokens], request.beam_size)
-    return lambda: complete(model, prompt[0].tolist(), Sampling(request.new_tokens), frozenset())
+    return lambda: complete(model, prompt[0].tolist(), Sampling(request.new_tokens, temperature=0), frozenset())
+
+
+def work_of(shape: Shape, request: Request, machine: Machine) -> Work:
+    """All that an answer is made of."""
+    read, token = reading(shape, request.prompt_len, machine), new_token(shape, request, machine)
+    passes = answer_time(shape, request, machine).passes
+    return Work(
+        read.calls + passes * token.calls,
+        read.weights_s + passes * token.weights_s,
+        read.products_s + passes * token.products_s,
+        read.traffic_s + passes * token.traffic_s,
+    )
 
 
 def cpu_time(call: Callable[[], object]) -> float:
@@ -77,24 +95,61 @@ def machine_by_cpu_time() -> Machine:
     return measure.measure(threads=1)
 
 
+def fit(rows: list[dict[str, str]]) -> None:
+    """Print the constants that fit a table best, by relative errors, and how well each size is told by the others."""
+    took = np.array([1e-3 * float(row["measured_ms"]) for row in rows])
+    spent = [
+        (int(row["calls"]) * 1e-6 * float(row["op_overhead_us"]), *(1e-3 * float(row[name]) for name in PARTS))
+        for row in rows
+    ]
+    work = np.array(spent) / took[:, None]
+    rest = 1 - np.array([1e-3 * float(row["traffic_ms"]) for row in rows]) / took
+    _tell("all", nnls(work, rest), work, rest)
+    sizes, errors = np.array([row["dim"] for row in rows]), np.zeros(len(rows))
+    for size in dict.fromkeys(sizes):
+        out = sizes == size
+        found = nnls(work[~out], rest[~out])
+        errors[out] = work[out] @ found - rest[out]
+        _tell(f"{size}, fitted to the others", found, work[out], rest[out])
+    print(f"sizes left out: median error {np.median(abs(errors)):.1%}, largest {abs(errors).max():.1%}")
+
+
+def _tell(what: str, found: NDArray[np.float64], work: NDArray[np.float64], rest: NDArray[np.float64]) -> None:
+    errors = abs(work @ found - rest)
+    print(f"{what}: operator {found[0]:.2f}, weight passes {found[1]:.2f}, thin share {1 / found[2]:.2f}; "
+          f"median error {np.median(errors):.1%}, largest {errors.max():.1%}")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/latency_model.csv"))
-    out = parser.parse_args().out
+    parser.add_argument("--fit", action="store_true", help="measure nothing: fit the table that is there")
+    asked = parser.parse_args()
+    if not asked.fit:
+        measured(asked.out)
+    with asked.out.open(newline="", encoding="utf-8") as file:
+        fit(list(csv.DictReader(file)))
+
+
+def measured(out: Path) -> None:
+    """Write the table anew."""
     machine, rows = machine_by_cpu_time(), []
     for dim, layers, vocab_size in SIZES:
         for task, request in (
             ("translate", Request(24, 24)),
-            ("translate", Request(24, 24, 4)),
+            ("translate", Request(24, 24, 4, limit=24)),
             ("generate", Request(16, 40)),
         ):
             shape = shape_of(task, dim, layers, vocab_size)
+            work = work_of(shape, request, machine)
             predicted, took_s = answer_time(shape, request, machine).estimate(), cpu_time(answering(shape, request))
             rows.append({
                 "task": task, "dim": dim, "layers": layers, "vocab_size": vocab_size, "num_params": num_params(shape),
                 "prompt_len": request.prompt_len, "new_tokens": request.new_tokens, "beam_size": request.beam_size,
                 "predicted_ms": f"{1e3 * predicted.p50:.1f}", "measured_ms": f"{1e3 * took_s:.1f}",
                 "error": f"{predicted.p50 / took_s - 1:+.3f}", "inside": predicted.p10 <= took_s <= predicted.p90,
+                "calls": work.calls, "weights_ms": f"{1e3 * work.weights_s:.2f}",
+                "products_ms": f"{1e3 * work.products_s:.2f}", "traffic_ms": f"{1e3 * work.traffic_s:.2f}",
                 "cpu": machine.name, "op_overhead_us": f"{1e6 * machine.op_overhead_s:.2f}",
                 "gbytes_per_s": f"{machine.bytes_per_s / 1e9:.1f}",
             })  # fmt: skip

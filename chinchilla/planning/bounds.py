@@ -99,7 +99,8 @@ def _too_slow(latency: float, request: Request, machine: Machine, shape: Shape, 
     answer = answer_time(shape, request, machine)
     beams = request.beam_size > 1
     greedy_s = answer_time(shape, replace(request, beam_size=1), machine).total_s
-    each = f", {show_time(answer.token_s)} a token" if request.new_tokens else ""
+    token_s = (answer.total_s - answer.prompt_s) / max(1, request.new_tokens)
+    each = f", {show_time(token_s)} a token" if request.new_tokens else ""
     fewer = f", set evaluate.beam_size=1 (then {_nearest(greedy_s)})" if beams else ""
     return BudgetError(
         f"limits.latency is {latency:.3g} s, and the fastest model {among} ({_name(shape)}) takes about "

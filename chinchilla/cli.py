@@ -195,8 +195,20 @@ def train(
 
 
 @app.command()
-def evaluate(run: RunArgument, as_json: AsJson = False, dry_run: DryRun = False) -> None:
-    """Score a trained model on its run's test data."""
+def evaluate(
+    run: RunArgument,
+    attack: Annotated[
+        str | None,
+        typer.Option(help="classifiers: disturb the inputs (fgsm, pgd, typos, noise, blur, contrast, brightness)"),
+    ] = None,
+    strength: Annotated[
+        list[float] | None, typer.Option(help="how much: eps of fgsm and pgd, else 1 to 5; may be repeated")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps of pgd")] = 20,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Score a trained model on its run's test data, as they are or disturbed."""
     from chinchilla.verbs.exam import evaluate as score_run
     from chinchilla.verbs.exam import open_exam
 
@@ -204,11 +216,29 @@ def evaluate(run: RunArgument, as_json: AsJson = False, dry_run: DryRun = False)
         exam = open_exam(run)
         _out(f"would score {len(exam.examples):,} test examples")
         return
+    if attack is not None:
+        _show_robustness(run, attack, strength or [], steps, as_json)
+        return
     score = score_run(run)
     if as_json:
         _json(metrics=score.metrics)
     else:
         _out(_metrics(score.metrics))
+
+
+def _show_robustness(run: Path, attack: str, strengths: list[float], steps: int, as_json: bool) -> None:
+    from chinchilla.verbs.robustness import robustness
+
+    found = robustness(run, attack, strengths, steps)
+    if as_json:
+        _json(attack=attack, accuracy={f"{each.strength:g}": each.accuracy for each in found})
+        return
+    for each in found:
+        _out(
+            f"{attack} {each.strength:<8.4g} accuracy {each.accuracy:.4f}"
+            if each.strength
+            else f"undisturbed {each.accuracy:.4f}"
+        )
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from chinchilla.config.adapter import Adapter
+from chinchilla.config.attack import Attack
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Precision
 from chinchilla.config.plan import OptimizerKind, ScheduleKind, TaskName
@@ -227,6 +228,7 @@ class Run(Frozen):
     machine: Here = Here()
     model: Model = Model()
     train: Train = Train()
+    attack: Attack | None = Field(None, description="train a classifier on disturbed inputs")
     adapter: Adapter | None = Field(None, description="train a small part beside the model in model.start, frozen")
     evaluate: Evaluate = Evaluate()
 

@@ -106,6 +106,8 @@ class Facts(Frozen):
         """A typical answer: a mean source and its translation, a short prompt and a line more, or an example alone."""
         if self.labels_per_row:
             return Request(max(1, round(self.positions_per_label * (1 - self.padding))), 0)
+        if self.task == "recommend":
+            return Request(max(1, min(self.max_len - 1, round(self.unique_tokens / self.num_examples))), 1)
         if self.family == "decoder":
             new = min(ANSWER_TOKENS, self.max_len // 2)
             return Request(max(1, min(PROMPT_TOKENS, self.max_len - new)), max(1, new))

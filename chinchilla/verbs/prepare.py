@@ -7,6 +7,7 @@ from typing import Any
 from chinchilla.config.errors import UsageError
 from chinchilla.config.plan import PACKED, TaskName
 from chinchilla.config.run import Run
+from chinchilla.tasks.attack import Hardened
 from chinchilla.tasks.task import Task
 from chinchilla.verbs.chats import DIALOGUE
 from chinchilla.verbs.histories import RECOMMEND
@@ -63,6 +64,8 @@ def prepare(run: Run, tell: Tell = lambda text: None) -> Prepared:
     split = kind.split(run)
     tell(f"{len(split.train):,} training, {len(split.valid):,} validation and {len(split.test):,} test examples")
     prepared = kind.prepare(run, split, kind.make_task(run), test_examples(run, split), tell)
+    if run.attack is not None:
+        prepared = replace(prepared, task=Hardened(prepared.task, prepared.codec, run.attack))
     return replace(prepared, start=start)
 
 

@@ -190,11 +190,11 @@ def _spread(draws: Array, points: Points, runs: Runs) -> Spread | None:
     """
     if (draws[:, 3:] > 0).all(-1).mean() < 0.5:
         return None
-    log_flops = np.log(FLOPS_PER_PARAM_TOKEN) + sum(points.centre)
+    six_nd, log_flops = runs.six_nd, np.log(FLOPS_PER_PARAM_TOKEN) + sum(points.centre)
     middle = _log_optima(draws, points, sum(points.centre))
     slope = _log_optima(draws, points, sum(points.centre) + 1) - middle
     away = -np.cov(middle, slope)[0, 1] / max(float(slope.var()), 1e-30)
-    low, high = np.log(runs.flops.min()) - log_flops, np.log(runs.flops.max()) - log_flops
+    low, high = np.log(six_nd.min()) - log_flops, np.log(six_nd.max()) - log_flops
     pivot = float(np.clip(away, low, high))
     level = float((middle + pivot * slope).std())
     return Spread(pivot_flops=math.exp(log_flops + pivot), level=level, exponent=float(slope.std()))
@@ -260,7 +260,7 @@ def _law(
         token_exponent=made["beta"],
         params=_span(runs.num_params),
         tokens=_span(runs.tokens),
-        flops=_span(runs.flops),
+        flops=_span(runs.six_nd),
         spread=spread,
     )
 

@@ -173,14 +173,26 @@ def settling_runs(runs: Runs, theta: Array, noise: float) -> tuple[Proposal, ...
     if len(runs) >= LEAST_RUNS and _settled(np.linalg.inv(precision)):
         return ()
     dearest = float((runs.num_params * runs.tokens).max())
+    there = set(zip(runs.num_params.tolist(), runs.tokens.tolist(), strict=True))
     for limit in (1.0, 4.0, 16.0):
-        grid = itertools.product(runs.num_params.max() * _STEPS, runs.tokens.max() * _STEPS)
-        there = set(zip(runs.num_params.tolist(), runs.tokens.tolist(), strict=True))
-        candidates = [pair for pair in grid if pair[0] * pair[1] <= 1.001 * limit * dearest and pair not in there]
+        most = 1.001 * limit * dearest
+        candidates = [pair for pair in _grid(runs) if math.prod(pair) <= most and pair not in there]
         chosen, settled = _greedy(candidates, points, theta, noise, precision, LEAST_RUNS - len(runs))
         if settled:
             break
     return tuple(Proposal(*pair) for pair in sorted(chosen, key=math.prod))
+
+
+def _grid(runs: Runs) -> list[tuple[float, float]]:
+    """Parameters and tokens to propose from, in steps of two around the largest of each.
+
+    Where those two together lie far beyond every run, around the dearest run's: else nothing would be affordable.
+    """
+    spent = runs.num_params * runs.tokens
+    size, tokens = float(runs.num_params.max()), float(runs.tokens.max())
+    if size * tokens * _STEPS[2] ** 2 > spent.max():
+        size, tokens = float(runs.num_params[spent.argmax()]), float(runs.tokens[spent.argmax()])
+    return list(itertools.product((size * _STEPS).tolist(), (tokens * _STEPS).tolist()))
 
 
 def exponent_errors(points: Points, theta: Array, noise: float) -> tuple[float, float]:

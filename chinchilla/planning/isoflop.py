@@ -23,7 +23,7 @@ LEAST_SIZES = 5
 """Of a level: a parabola has three constants."""
 
 LEAST_LEVELS = 3
-LEAST_FRONT = 5
+LEAST_FRONT, LEAST_FRONT_SIZES = 5, 3
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def envelope(runs: Runs, bootstraps: int = 1000, seed: int = 0) -> Allocation:
     Intervals are those of runs drawn with replacement.
 
     Raises:
-        DataError: fewer than five such runs.
+        DataError: fewer than five such runs, or of fewer than three sizes.
     """
     front = runs.pick(_on_front(runs))
     order = np.argsort(front.flops)
@@ -89,6 +89,11 @@ def envelope(runs: Runs, bootstraps: int = 1000, seed: int = 0) -> Allocation:
         raise DataError(
             f"{runs.source}: approach 1 needs {LEAST_FRONT} runs that lose less than every cheaper one, "
             f"and there are {len(front)}; add sizes to every budget, or use --approach 3"
+        )
+    if (sizes := len(np.unique(front.num_params))) < LEAST_FRONT_SIZES:
+        raise DataError(
+            f"{runs.source}: approach 1 needs best runs of at least {LEAST_FRONT_SIZES} sizes (found: {sizes}), or how "
+            "the best size grows does not show; add sizes to every budget"
         )
     rng = np.random.default_rng(seed)
     lines = []

@@ -48,6 +48,11 @@ class Runs:
     def __len__(self) -> int:
         return len(self.loss)
 
+    @property
+    def six_nd(self) -> Array:
+        """Compute by 6·N·D, (runs,), whatever `flops` counts: what a law of N and D takes for a budget."""
+        return FLOPS_PER_PARAM_TOKEN * self.num_params * self.tokens
+
     def pick(self, keep: NDArray[np.bool_]) -> Self:
         """The runs where `keep` (runs,) is true."""
         places = tuple(place for place, kept in zip(self.places, keep, strict=True) if kept)
@@ -87,7 +92,8 @@ def read_runs(path: Path) -> Runs:
         return _checked(list(_folder_rows(path)), str(path))
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
     if path.suffix.lower() not in readers:
-        raise UsageError(f"{path}: give a .csv, a .jsonl or a folder of run folders")
+        nothing = "" if path.exists() else "there is no such file or folder; "
+        raise UsageError(f"{path}: {nothing}give a .csv, a .jsonl or a folder of run folders")
     return _checked(list(readers[path.suffix.lower()](path)), str(path))
 
 

@@ -81,13 +81,9 @@ def contour_chart(study: Study) -> str:
 
 def frontier(study: Study) -> list[Best]:
     """The law's advice for budgets from the cheapest run's compute to the largest shown ahead."""
-    flops = _six_nd(study.fitted.runs)
+    flops = study.fitted.runs.six_nd
     last = max(float(flops.max()), *(each.flops for each in study.ahead))
     return [best(study.fitted, budget) for budget in np.geomspace(flops.min(), last, NUM_BUDGETS).tolist()]
-
-
-def _six_nd(runs: Runs) -> Array:
-    return FLOPS_PER_PARAM_TOKEN * runs.num_params * runs.tokens
 
 
 def _loss(law: ChinchillaLaw, num_params: Array, tokens: Array) -> Array:
@@ -99,7 +95,7 @@ def _loss(law: ChinchillaLaw, num_params: Array, tokens: Array) -> Array:
 def _contours(axes: Axes, fitted: Fit, line: list[Best]) -> None:
     flops = np.array([each.flops for each in line])
     low, sizes, high = (np.array([getattr(each.num_params, q) for each in line]) for q in ("p10", "p50", "p90"))
-    runs = _six_nd(fitted.runs)
+    runs = fitted.runs.six_nd
     bottom, top = min(low.min(), fitted.runs.num_params.min()) / 2, max(high.max(), fitted.runs.num_params.max()) * 2
     x, y = np.meshgrid(np.geomspace(flops[0] / 2, flops[-1] * 1.5, 80), np.geomspace(bottom, top, 80))
     loss = _loss(fitted.law, y, x / FLOPS_PER_PARAM_TOKEN / y)
@@ -163,11 +159,11 @@ def _valley(axes: Axes, valley: Valley) -> None:
 
 def law_valleys(fitted: Fit) -> list[Valley]:
     """The law's own valleys at computes that the runs have, cheapest first."""
-    return [_law_valley(fitted, flops) for flops in _budgets(_six_nd(fitted.runs))]
+    return [_law_valley(fitted, flops) for flops in _budgets(fitted.runs.six_nd)]
 
 
 def _law_valley(fitted: Fit, flops: float) -> Valley:
-    near = np.abs(np.log(_six_nd(fitted.runs) / flops)) <= math.log(LEVEL_WIDTH) / 2
+    near = np.abs(np.log(fitted.runs.six_nd / flops)) <= math.log(LEVEL_WIDTH) / 2
     runs, advice = fitted.runs.pick(near), best(fitted, flops)
     size = fitted.law.optimum(flops)[0]
     reach = max(4.0, *(runs.num_params / size), *(size / runs.num_params)) * 1.3

@@ -1,6 +1,7 @@
 """The fit against scipy's own minimiser, laws that are known, published fits of real points, and coverage."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from chinchilla.config.errors import BudgetError
 from chinchilla.planning import huber
 from chinchilla.planning.fit import CONSTANTS, best, bootstrap, constants, fit, predict, predict_draws, seeds
 from chinchilla.planning.huber import DELTA, Points, log_loss, minimise
+from chinchilla.planning.identify import AHEAD, study
 from chinchilla.planning.runs import make_runs
 
 POINTS = Path(__file__).parents[3] / "shared" / "data" / "epoch" / "svg_extracted_data.csv"
@@ -117,6 +119,15 @@ def test_the_law_carries_constants_ranges_and_errors():
     assert law_.params.low == runs.num_params.min()
     assert law_.flops.high == runs.flops.max()
     assert law_.loss(3e6, 1e8) == pytest.approx(np.exp(log_loss(fitted.theta[None], fitted.points.at(3e6, 1e8))[0, 0]))
+
+
+def test_a_law_counts_compute_by_6nd_where_runs_bring_their_own():
+    runs = noisy(0.01)
+    own = dataclasses.replace(runs, flops=10 * runs.flops, convention="given")
+    fitted, plain = fit(own, bootstraps=100).law, fit(runs, bootstraps=100).law
+    assert (fitted.flops, fitted.spread) == (plain.flops, plain.spread)
+    ahead = [each.flops for each in study(own, bootstraps=100).ahead]
+    assert ahead == pytest.approx([factor * runs.flops.max() for factor in AHEAD])
 
 
 def test_the_same_seed_gives_the_same_intervals_and_another_similar_ones():

@@ -36,6 +36,7 @@ ILL_PLACED = {
     "one token count": (np.geomspace(1e6, 1e8, 12), np.full(12, 2e7)),
     "two sizes": (np.repeat([1e6, 2e6], 6), np.tile(np.geomspace(2e7, 2e9, 6), 2)),
     "a narrow corner": grid(4, 4, reach=2.0),
+    "a tiny one for long, a huge one for a moment": ([1e6, 1e12], [1e12, 1e6]),
 }
 
 

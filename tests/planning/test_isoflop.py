@@ -86,6 +86,8 @@ def test_levels_that_do_not_do_are_named_with_what_they_lack():
 def test_too_short_an_envelope_and_an_absurd_budget_are_refused():
     with pytest.raises(DataError, match="approach 1 needs 5 runs"):
         envelope(make_runs(np.array([1e6, 2e6]), np.array([2e7, 4e7]), np.array([4.0, 3.0])))
+    with pytest.raises(DataError, match=r"at least 3 sizes \(found: 2\)"):
+        envelope(make_runs(np.repeat([1e6, 2e6], 4), np.geomspace(1e7, 1e9, 8), np.linspace(5, 3, 8)))
     found = isoflop(valleys(0.35, 0.35)[0], bootstraps=100)
     for flops in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(BudgetError, match="buys nothing"):

@@ -111,7 +111,7 @@ def test_what_is_no_file_of_runs_is_refused(tmp_path):
     (tmp_path / "latin.csv").write_bytes(b"params,tokens,loss\n\xff\n")
     with pytest.raises(DataError, match="UTF-8"):
         read_runs(tmp_path / "latin.csv")
-    with pytest.raises(UsageError, match=r"give a \.csv, a \.jsonl or a folder"):
+    with pytest.raises(UsageError, match=r"no such file or folder; give a \.csv, a \.jsonl or a folder"):
         read_runs(tmp_path / "runs.xlsx")
 
 

@@ -23,7 +23,7 @@ from chinchilla.verbs.exam import RunExam, open_exam
 from chinchilla.verbs.load import load
 
 KINDS = (*get_args(AttackKind), *TEXTS, *IMAGES)
-EPS = {TextClasses: (0.1, 0.3, 1.0), PictureClasses: (2 / 255, 4 / 255, 8 / 255, 16 / 255)}
+EPS = {TextClasses: (0.01, 0.03, 0.1), PictureClasses: (2 / 255, 4 / 255, 8 / 255, 16 / 255)}
 OTHER_EPS = (0.05, 0.1, 0.25, 0.5)
 """Strengths that are tried where none are given: of texts, images, and rows of tables."""
 

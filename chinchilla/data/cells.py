@@ -22,7 +22,7 @@ MISSING = ("", "?", "na", "n/a", "nan", "null")
 """Texts that mean that nothing is known, in whatever case."""
 
 TRUTHS = ("true", "false")
-"""A column of these alone, in whatever case, is the same as one of truth values."""
+"""Texts that are the same as truth values, in whatever case."""
 
 MISTAKES = 0.05
 """Up to this share of cells that are neither numbers nor dates, a column of such is taken to have mistakes in it."""
@@ -45,8 +45,7 @@ def column_array(cells: Any) -> Any:
     texts = compute.utf8_trim_whitespace(array.cast(pyarrow.string()))
     lower = compute.utf8_lower(texts)
     missing = compute.is_in(lower, value_set=pyarrow.array(MISSING))
-    truths = compute.or_(missing, compute.is_in(lower, value_set=pyarrow.array(TRUTHS)))
-    texts = lower if compute.all(truths).as_py() else texts
+    texts = compute.if_else(compute.is_in(lower, value_set=pyarrow.array(TRUTHS)), lower, texts)
     return compute.if_else(missing, pyarrow.scalar(None, pyarrow.string()), texts)
 
 

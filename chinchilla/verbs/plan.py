@@ -41,6 +41,9 @@ BATCH_TOKENS = 2048
 LEARNING_RATE = 5e-3
 """Peak rate of small models for runs of minutes: 3e-3 and 6e-3 did alike in trials (docs/training.md)."""
 
+START_RATE, ADAPTER_RATE = 5e-4, 2e-3
+"""The same where weights are taken over, and where an adapter is trained beside them: guesses, to forget little."""
+
 LEAST_MICRO_TOKENS, MOST_MICRO_TOKENS = 1024, 8192
 """Labelled tokens that go through the model at one time: enough for the products' speed, few enough for the memory."""
 
@@ -147,6 +150,8 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     advice = law_advice(run, prepared, machine, flops)
     batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else _batch_labels(prepared.facts))
     rate = advice.learning_rate if advice else LEARNING_RATE
+    if prepared.start is not None:
+        rate = ADAPTER_RATE if run.adapter is not None else START_RATE
     defaults = {
         "optimizer": "muon",
         "learning_rate": rate,

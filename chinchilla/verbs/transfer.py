@@ -1,5 +1,6 @@
 """Starting from a model that is there: its shape and its tokenizer for the plan, its weights for the new model."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +40,8 @@ class Start:
             raise UsageError(
                 f"model.start {self.path}: has no tokenizer.json, and texts need the one it was trained with"
             )
-        own, shape = self.loaded.config.get("model_type") == MODEL_TYPE, self.shape
-        specials = None if own else Specials(shape.pad_id, shape.bos_id, shape.eos_id, shape.pad_id)
+        own = self.loaded.config.get("model_type") == MODEL_TYPE
+        specials = None if own else specials_in(self.loaded.tokenizer_json, self.shape)
         return Tokenizer.from_json(self.loaded.tokenizer_json, specials, f"{self.path}/tokenizer.json")
 
     def shape_for(self, facts: Facts) -> Shape:
@@ -84,6 +85,22 @@ def refuse_unmergeable(adapter: Adapter | None) -> None:
             "adapter.kind: a bottleneck cannot be merged into the model that a run writes; use lora or adalora "
             "(chinchilla.models.adapt trains bottlenecks from Python)"
         )
+
+
+def specials_in(tokenizer_json: str, shape: Shape) -> Specials:
+    """The ids of a foreign tokenizer's special tokens, by their usual names; those that it lacks are the shape's."""
+    added = json.loads(tokenizer_json).get("added_tokens") or ()
+    known = {str(token.get("content")): int(token.get("id", 0)) for token in added if isinstance(token, dict)}
+
+    def find(usual: tuple[str, ...], otherwise: int) -> int:
+        return next((known[name] for name in usual if name in known), otherwise)
+
+    return Specials(
+        shape.pad_id,
+        find(("[CLS]", "<s>"), shape.bos_id),
+        find(("[SEP]", "</s>"), shape.eos_id),
+        find(("[MASK]", "<mask>"), shape.pad_id),
+    )
 
 
 def read_start(path: Path) -> Start:

@@ -247,7 +247,7 @@ def predict(
     text: Annotated[
         str | None,
         typer.Argument(
-            help="a text, an image's path, or a row as JSON; absent: one a line from --file or standard input"
+            help="a text, an image's path, a row or history as JSON; absent: one a line from --file or standard input"
         ),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="a text file, one question a line")] = None,
@@ -371,7 +371,9 @@ def audit(
     from chinchilla.reporting.audit_tables import audit_tables
     from chinchilla.reporting.tables import show
     from chinchilla.verbs import audit as verb
+    from chinchilla.verbs import plots
 
+    plots.check(plot, ".svg")
     audited = verb.audit(paths, _tell)
     show(audit_tables(audited.scores, audited.recalibrations), sys.stderr if as_json else sys.stdout)
     if plot is not None:

@@ -126,9 +126,9 @@ class Recalibration(Frozen):
     corrections: tuple[Learnt, ...]
 
     def corrects(self, predicted: Mapping[str, Estimate]) -> dict[str, Correction]:
-        """The correction of each prediction whose kind is known."""
+        """The correction of each prediction whose kind is known; what is free stays so."""
         known = {(learnt.name, learnt.source): learnt for learnt in self.corrections}
-        found = {name: known.get((name, estimate.source)) for name, estimate in predicted.items()}
+        found = {name: known.get((name, told.source)) for name, told in predicted.items() if told.p10 > 0}
         return {
             name: Correction(factor=learnt.factor, widening=learnt.widening) for name, learnt in found.items() if learnt
         }

@@ -121,7 +121,7 @@ def _past_run(folder: RunFolder, tell: Tell) -> PastRun | None:
 
 
 def _outcomes(ledger: Path, tell: Tell) -> Iterator[Outcome]:
-    """One outcome a quantity: the later line counts, of a run that was finished twice."""
+    """One outcome a quantity: the later line counts, of a run that was finished twice; what is free has none."""
     latest: dict[str, LedgerLine] = {}
     for number, record in enumerate(journal.read(ledger), 1):
         line = _line(record, f"{ledger}: line {number}")
@@ -129,7 +129,7 @@ def _outcomes(ledger: Path, tell: Tell) -> Iterator[Outcome]:
     for name, line in latest.items():
         if line.measured is None:
             tell(f"{ledger}: {name} was not measured, left out")
-        else:
+        elif line.measured > 0:
             yield Outcome(name, line.predicted, line.measured)
 
 
@@ -140,7 +140,8 @@ def _line(record: dict[str, Any], place: str) -> LedgerLine:
         first = error.errors()[0]
         wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise FaultError(f"{place}: {wrong}; restore the file from a copy or remove the line") from None
-    if line.predicted.p10 <= 0 or (line.measured is not None and not 0 < line.measured < math.inf):
+    free = line.predicted.p90 == line.measured == 0  # money on a machine that costs nothing
+    if not free and (line.predicted.p10 <= 0 or (line.measured is not None and not 0 < line.measured < math.inf)):
         raise FaultError(f"{place}: {line.name}: not more than 0; restore the file from a copy or remove the line")
     return line
 

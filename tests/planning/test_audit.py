@@ -176,6 +176,15 @@ def test_kinds_are_kept_apart_by_source():
     assert found["guess"].bias > 0.5
 
 
+def test_what_is_free_is_not_corrected():
+    made = audit.recalibration(draw(random.Random(0), 20, bias=0.5), MACHINE, 20, "2026-11-22T00:00:00+00:00")
+    kind = made.corrections[0]
+    free = Estimate.around(0.0, 0.2, "money", kind.source)
+    dear = free.model_copy(update={"p10": 1.0, "p50": 1.0, "p90": 1.0})
+    assert set(made.corrects({kind.name: free})) == set()
+    assert set(made.corrects({kind.name: dear})) == {kind.name}
+
+
 def test_a_recalibration_is_kept_for_its_machine_alone(tmp_path):
     made = audit.recalibration(draw(random.Random(0), 20, bias=0.5), MACHINE, 20, "2026-11-22T00:00:00+00:00")
     audit.save(tmp_path / "cache", made)

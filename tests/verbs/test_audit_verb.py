@@ -153,8 +153,17 @@ def test_a_plot_is_one_svg_file_with_a_dot_a_run(make_run, chinchilla, tmp_path)
     assert code == 0
     assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
     assert "var(" not in text and "step time, measured" in text
-    code, _, err = chinchilla("audit", tmp_path / "runs", "--plot", tmp_path / "none" / "a.svg")
-    assert (code, "a.svg" in err) == (5, True)
+    for wrong in (tmp_path / "none" / "a.svg", tmp_path / "a.png"):
+        code, out, err = chinchilla("audit", tmp_path / "runs", "--plot", wrong)
+        assert (code, out, f"--plot {wrong}" in err) == (2, "", True)
+
+
+def test_a_machine_that_costs_nothing_is_no_damage(make_run, chinchilla):
+    folder = make_run(1.0)
+    folder.log_prediction("money", Estimate.around(0.0, 0.1, "money", "measured"), 0.0, "money")
+    code, out, _ = chinchilla("audit", folder.path, "--json")
+    assert code == 0
+    assert {score["name"] for score in told(out)["scores"]} == {"step_time_s", "loss"}
 
 
 def test_what_has_no_ledger_is_left_out_and_told(make_run, chinchilla, tmp_path):

@@ -41,7 +41,9 @@ class _TokenLoss(torch.autograd.Function):
         table = weight.to(low)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight: Tensor | None = None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad and bias is not None else None
+        # A frozen head's gradients would cost a third of all its products.
+        needs_weight, needs_bias = (needs_grad and asked for asked in ctx.needs_input_grad[1:3])
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         total = torch.zeros((), device=hidden.device)
         plain = torch.zeros((), device=hidden.device)
         for start in range(0, len(hidden), PIECE_TOKENS):
@@ -54,11 +56,13 @@ class _TokenLoss(torch.autograd.Function):
             if grad_hidden is None:
                 continue
             torch.mul(logits @ table, scale, out=grad_hidden[piece])
-            product = logits.t() @ (states * scale.to(low))
-            grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
-            del logits, product  # or they would stand beside the next piece's
+            if needs_weight:
+                product = logits.t() @ (states * scale.to(low))
+                grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
+                del product
+            del logits  # or it would stand beside the next piece's
         if needs_grad:
-            if grad_weight is None:
+            if needs_weight and grad_weight is None:
                 grad_weight = torch.zeros_like(weight, dtype=torch.float32)
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(plain)

@@ -41,7 +41,7 @@ _HARMLESS = {
 }  # fmt: skip
 """Settings of PEFT's that change nothing once the tensors are there."""
 
-_OFF = (None, False, 0, "", [], {})
+_OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 _NEUTRAL = {"bias": ("none",), "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva")}
 """Values of its other settings that leave the formula alone; some ways to begin (PiSSA) change the model's weights."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from chinchilla.config.plan import Training
+from chinchilla.training.trained import trained
 from chinchilla.training.workers import Workers
 
 State = tuple[dict[str, Tensor], list[list[dict[str, Any]]]]
@@ -111,13 +112,13 @@ def _update(part: torch.optim.Optimizer) -> None:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices that map hidden states to hidden states, and all other parameters.
+    """The matrices that map hidden states to hidden states, and all other parameters; frozen ones are in neither.
 
     Embedding tables and heads are matrices too, but their rows are words: Muon is not meant for them.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model).items():
         hidden = parameter.dim() == 2 and not name.startswith(("embed.", "head."))
         (matrices if hidden else rest).append(parameter)
     return matrices, rest

@@ -6,19 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from chinchilla.training.optimizer import Optimizer
+from chinchilla.training.trained import trained
 from chinchilla.training.workers import Workers
 
 Weights = dict[str, Tensor]
 
 
 def copy_weights(model: nn.Module) -> Weights:
-    """All weights, tied ones once."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """All weights but frozen ones, tied ones once."""
+    return {name: parameter.detach().clone() for name, parameter in trained(model).items()}
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether every weight is a number: an update can overflow before a loss shows it."""
-    return all(bool(parameter.detach().isfinite().all()) for parameter in model.parameters())
+    """Whether every weight that steps change is a number: an update can overflow before a loss shows it."""
+    return all(bool(parameter.detach().isfinite().all()) for parameter in trained(model).values())
 
 
 @torch.no_grad()
@@ -35,8 +36,11 @@ def on_cpu(tensors: Mapping[str, Tensor]) -> Weights:
 
 
 def learned(model: nn.Module, optimizer: Optimizer, average: Weights | None) -> dict[str, Weights]:
-    """Copies of the weights, the optimizer's state and the averaged weights where there are any, on the CPU."""
-    copies = {"model": on_cpu(dict(model.named_parameters())), "optimizer": on_cpu(optimizer.state())}
+    """Copies of the weights, the optimizer's state and the averaged weights where there are any, on the CPU.
+
+    Frozen weights are left out: whoever goes on has them, and `frozen_digest` says whether they are the same.
+    """
+    copies = {"model": on_cpu(trained(model)), "optimizer": on_cpu(optimizer.state())}
     return copies if average is None else copies | {"average": on_cpu(average)}
 
 

@@ -6,12 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
 import torch
 from torch import nn
 
-from chinchilla.config.errors import FaultError, StoppedError
+from chinchilla.config.errors import FaultError, StoppedError, UsageError
 from chinchilla.config.plan import Training
 from chinchilla.data.batches import Batches
 from chinchilla.data.stream import Item, stream
@@ -23,6 +24,7 @@ from chinchilla.training.device import autocast, compile_blocks_, to_device
 from chinchilla.training.monitor import Monitor, Tracker
 from chinchilla.training.optimizer import Optimizer
 from chinchilla.training.progress import Outcome, Progress, Review, Step
+from chinchilla.training.ranks import Ranks
 from chinchilla.training.records import Records
 from chinchilla.training.rollback import MOST_ROLLBACKS, Returns, given_up
 from chinchilla.training.saver import Saver, Snapshot
@@ -34,8 +36,10 @@ from chinchilla.training.snapshot import (
     learned,
     load_random_state,
     load_weights,
+    on_cpu,
     random_state,
 )
+from chinchilla.training.trained import frozen_digest, trained
 from chinchilla.training.validation import valid_loss
 from chinchilla.training.watch import DivergedError, Watch, require_finite
 from chinchilla.training.workers import Workers, worker_count
@@ -47,6 +51,8 @@ VALID_BATCHES = 32
 @dataclass
 class Trainer:
     """Trains `model` on `batches` by the settings in `training`; everything it does is written to `folder`.
+
+    Of a model that is partly frozen (`models.adapt`) the rest is trained, and checkpoints hold that rest.
 
     `flops_per_token` (matmul FLOPs a labelled token, forward and backward) and `peak_flops_per_s` give the share
     of the machine's peak. `replan(review)`, where there is a clock to meet, may return a new number of steps; it is
@@ -75,6 +81,7 @@ class Trainer:
             compile_blocks_(self.model)
         self.workers = Workers(self.model, worker_count(self.training, self.device), self.training.seed)
         self.optimizer = Optimizer(self.model, self.training, self.workers)
+        self.ranks = Ranks(self.model)
         self.progress = Progress()
         self.average = copy_weights(self.model) if self.training.ema_decay else None
         self.best: Weights = {}
@@ -163,11 +170,14 @@ class Trainer:
 
         gradients, nats = self.workers.gradients(micro_batches, mean_loss)
         require_finite(nats, "loss")
-        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+        parameters = trained(self.model).values()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm or math.inf)
+        self.ranks.see()
+        norm = nn.utils.clip_grad_norm_(parameters, self.training.clip_norm or math.inf)
         require_finite(float(norm), "gradient")
         self.optimizer.step(self._rate_scale(self.progress.step))
+        self.ranks.allot_(self.progress.step + 1, self.training.steps, self.average or {})
         self._update_average()
         self.progress.step += 1
         self.progress.position = group[-1][0].next
@@ -264,7 +274,8 @@ class Trainer:
         load_weights(self.model, self.average or {})
         progress, loss = self.progress, self.valid_loss()
         require_finite(loss, "validation loss")
-        if loss < progress.best_loss:
+        # A model that is still above its budget of ranks is none to end with.
+        if loss < progress.best_loss and self.ranks.settled:
             progress.best_loss, progress.best_step = loss, progress.step
             self.best = copy_weights(self.model)
         load_weights(self.model, kept)
@@ -293,7 +304,9 @@ class Trainer:
         tensors = learned(self.model, self.optimizer, self.average)
         # The best weights are replaced, never changed.
         tensors |= {"best": self.best, "random": random_state(self.workers, self.device)}
-        own = {"steps": self.training.steps, "times": self._times[-1000:]}
+        if self.ranks.maps:
+            tensors["ranks"] = on_cpu(self.ranks.state())
+        own = {"steps": self.training.steps, "times": self._times[-1000:], "frozen": self._frozen}
         own |= {"scheduled": scheduled, "calm": self._is_calm()}
         return Snapshot(tensors, self.progress.to_state() | self.watch.to_state() | own)
 
@@ -301,8 +314,21 @@ class Trainer:
         """Whether a checkpoint taken now could be returned to."""
         return self.watch.calm and all_finite(self.model)
 
+    @cached_property
+    def _frozen(self) -> str | None:
+        return frozen_digest(self.model)
+
     def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Go on from a checkpoint as if nothing had happened. The trainer is as it was made, seed and all."""
+        """Go on from a checkpoint as if nothing had happened. The trainer is as it was made, seed and all.
+
+        Raises:
+            UsageError: the checkpoint was trained beside other frozen weights than this model's.
+        """
+        if saved.state.get("frozen") != self._frozen:
+            raise UsageError(
+                f"{self.folder.path}: trained on top of other frozen weights than this model's; resume it with the "
+                "model and the adapter that it began with"
+            )
         self.returns.resume(saved, lambda: self._snapshot(scheduled=True))
         self._take_up(saved)
 
@@ -310,6 +336,8 @@ class Trainer:
         state, tensors = saved.state, saved.tensors
         load_weights(self.model, tensors["model"])
         self.optimizer.load({name: tensor.to(self.device) for name, tensor in tensors["optimizer"].items()})
+        if self.ranks.maps:
+            self.ranks.load({name: tensor.to(self.device) for name, tensor in tensors["ranks"].items()})
         self.best = dict(tensors.get("best", {}))
         if self.average is not None:
             self.average = {name: tensor.to(self.device, copy=True) for name, tensor in tensors["average"].items()}

@@ -16,6 +16,7 @@ from torch import Tensor
 from chinchilla.config.plan import Training
 from chinchilla.models.transformer import Transformer
 from chinchilla.tasks.task import Batch, Loss
+from chinchilla.training.trained import trained
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,7 +30,7 @@ def worker_count(training: Training, device: torch.device) -> int:
 
 
 class Gradients(NamedTuple):
-    """Summed gradients in the order of the model's parameters, and the plain loss in nats, summed over tokens."""
+    """Summed gradients in the order of `trained(model)`, and the plain loss in nats, summed over tokens."""
 
     tensors: list[Tensor]
     nats: float
@@ -91,7 +92,7 @@ def _twin(model: Transformer) -> Transformer:
 
 
 def _gradients(model: Transformer, batches: Sequence[Batch], loss: Callable[[Transformer, Batch], Loss]) -> Gradients:
-    parameters = list(model.parameters())
+    parameters = list(trained(model).values())
     total: list[Tensor] = []
     nats = 0.0
     for batch in batches:

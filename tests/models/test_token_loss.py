@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from chinchilla.models import head as head_module
 from chinchilla.models.head import IGNORE, Reconstruction, TokenHead
@@ -114,3 +115,18 @@ def test_reconstruction_is_the_masked_error_of_normed_targets() -> None:
     torch.testing.assert_close(loss, squares[masked].mean(), rtol=1e-5, atol=1e-6)
     assert torch.autograd.grad(loss, clean, allow_unused=True) == (None,)
     assert part.loss(hidden, clean, torch.zeros_like(masked)) == 0
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_frozen_head_costs_two_products_and_not_three(bias: bool) -> None:
+    torch.manual_seed(0)
+    hidden, labels = torch.randn(2, 64, 9, requires_grad=True), torch.randint(0, 20, (2, 64))
+    head = make(20, 9, bias)
+    found, flops = [], []
+    for frozen in (False, True):
+        head.requires_grad_(not frozen)
+        with FlopCounterMode(display=False) as counter:
+            found.append(torch.autograd.grad(head.loss(hidden, labels, 0.1)[0], hidden)[0])
+        flops.append(counter.get_total_flops())
+    assert torch.equal(*found)
+    assert flops == [3 * 2 * 128 * 20 * 9, 2 * 2 * 128 * 20 * 9]

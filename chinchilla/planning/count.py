@@ -17,7 +17,7 @@ from math import prod
 from typing import Literal
 
 from chinchilla.config.shape import ImageStem, Shape
-from chinchilla.planning.stems import convs, stem_parameters
+from chinchilla.planning.stems import OUT, convs, stem_parameters
 
 Convention = Literal["paper6nd", "matmul", "hardware"]
 
@@ -272,6 +272,7 @@ def _products(shape: Shape, batch: Batch) -> Iterator[Product]:
     if isinstance(shape.stem, ImageStem):
         for index, conv in enumerate(convs(shape.dim, shape.stem)):
             yield Product(conv.name, batch.size * conv.positions, conv.inputs, conv.outputs, of_data=index == 0)
+        yield Product(OUT, batch.size * conv.positions, conv.outputs, shape.dim)
     for index in range(shape.num_encoder_layers):
         yield from _self_attention(f"encoder.layers.{index}", shape, batch.size, batch.source_len, False)
         yield from _mlp(f"encoder.layers.{index}", shape, batch.source_rows)

@@ -40,7 +40,7 @@ def executed(
     plain = [product for product in products(shape, batch) if not product.name.endswith(("scores", "values"))]
     linear, head = sum(product.flops for product in plain), plain[-1].flops
     attend, attend_back = _attention(shape, batch, precision)
-    backward = 2 * (linear - head) + attend_back
+    backward = 2 * (linear - head) - sum(product.flops for product in plain if product.of_data) + attend_back
     if recompute:
         backward += attend + sum(p.flops for p in plain if ".layers." in p.name and _again(shape, p.name, dropout))
     return Flops(

@@ -11,7 +11,7 @@ from math import prod
 
 from chinchilla.config.machine import Precision
 from chinchilla.config.plan import OptimizerKind
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape
 from chinchilla.planning.activations import BYTES, FP32, Part, parts
 from chinchilla.planning.count import Batch, parameters
 
@@ -102,7 +102,7 @@ def memory(
     held = state(shape, optimizer, ema)
     work = parts(shape, batch, precision, dropout)
     again = _again(shape, batch, precision, work) if recompute else {}
-    saved = sum(part.kept for part in work) - sum(again.values())
+    saved = sum(part.kept for part in work) - sum(again.values()) + _pixels(shape, batch, precision)
     logits = _logits(shape, batch, precision)
     base = held.total - held.gradients
     summed = held.gradients if accumulation > workers else 0
@@ -114,6 +114,13 @@ def memory(
     phases["validation"] = base + 2 * held.weights
     phase = max(phases, key=lambda name: phases[name])
     return Memory(held, saved, logits, phases[phase], phase, phases)
+
+
+def _pixels(shape: Shape, batch: Batch, precision: Precision) -> int:
+    """Images in fp32 that a micro-batch holds; where it is fp32 that runs, they are what the first operator keeps."""
+    if precision == "fp32" or not isinstance(shape.stem, ImageStem):
+        return 0
+    return FP32 * batch.size * shape.stem.height * shape.stem.width * shape.stem.channels
 
 
 def _logits(shape: Shape, batch: Batch, precision: Precision) -> int:

@@ -88,15 +88,47 @@ class Rows:
         yield from self._positions()
 
     def _stem(self, stem: ImageStem | TableStem) -> Iterator[Op]:
-        """A stem's gradients go to small tensors; an image's convolutions keep their inputs and what ReLU gave."""
+        """A stem, and the class token that is put before what it makes."""
         if isinstance(stem, ImageStem):
-            for index, conv in enumerate(convs(self.shape.dim, stem)):
-                size = self.size if index else FP32
-                kept = size * self.batch.size * conv.pixels * conv.channels
-                made = self.size * self.batch.size * conv.positions * conv.outputs
-                yield Op("convolution", kept, makes=kept if index else 0, drops=made)
-        else:
-            yield Op("ids", FP32 * self.rows, makes=self.stream, drops=self.stream)
+            yield from self._patches(stem)
+            patches = self.size * self.batch.size * (self.length - 1) * self.shape.dim
+            yield Op("split", makes=patches + FP32 * self.shape.dim, drops=self.stream)
+            return
+        yield from self._columns(stem)
+        if self.low:
+            yield Op("cast", makes=FP32 * self.rows * self.shape.dim, drops=self.stream)
+
+    def _patches(self, stem: ImageStem) -> Iterator[Op]:
+        """Convolutions lay out their matrix anew, and its gradient once more for the layout that it is kept in."""
+        shape, first = self.shape, True
+        for conv in convs(shape.dim, stem):
+            numbers = conv.inputs * conv.outputs
+            matrix = self.size * numbers
+            taken = self.size * self.batch.size * conv.pixels * conv.channels
+            made = self.size * self.batch.size * conv.positions * conv.outputs
+            if self.low:
+                yield Op("matrix copy", matrix, makes=FP32 * numbers)
+            yield Op(
+                "convolution",
+                taken if first else 0,
+                makes=matrix + (0 if first else taken),
+                drops=made + (matrix if self.low else 0),
+                beside=3 * matrix,
+            )
+            yield Op("activation", made, makes=made, drops=made)
+            first = False
+        yield from self._linear(self.batch.size * conv.positions, conv.outputs, shape.dim, keeps=False)
+
+    def _columns(self, stem: TableStem) -> Iterator[Op]:
+        """In fp32 throughout: numbers, or the vector of what is missing; categories; the columns' own vectors."""
+        size, width = self.batch.size, FP32 * self.shape.dim
+        numeric, categories = stem.num_numeric, len(stem.cardinalities)
+        numbers = size * numeric * width
+        yield Op("columns", FP32 * size * numeric, makes=numbers + numeric * width, drops=2 * numbers)
+        yield Op("columns", size * numeric, makes=2 * numbers + numeric * width, drops=numbers + self.rows * width)
+        looked_up = size * categories * width
+        yield Op("ids", INT64 * size * categories, makes=sum(stem.cardinalities) * width, beside=looked_up)
+        yield Op("columns", makes=(numeric + categories + 1) * width)
 
     def _table(self) -> Iterator[Op]:
         shape, table = self.shape, FP32 * self.shape.vocab_size * self.shape.dim
@@ -124,7 +156,7 @@ class Rows:
             yield Op("dropout", self.stream, makes=self.stream, drops=self.stream)
         if shape.position == "rotary" and not self.low:
             yield Op("rotation", FP32 * self.length * shape.head_dim)
-        if shape.attention == "block" and self.side == "encoder":
+        if shape.attention == "block" and self.side == "encoder" and shape.stem is None:
             # One boolean mask, which every layer keeps.
             yield Op("mask", self.rows)
 
@@ -255,10 +287,10 @@ class Rows:
         yield from self._after()
 
     def _mask_rows(self) -> int:
-        """Rows of a mask over the keys: one a query when packed, one an example for padding, none if only causal."""
+        """Rows of a mask over the keys: one a query when packed, one an example for padding; else none."""
         if self.batch.packed:
             return self.rows
-        return self.batch.size if self.side == "encoder" else 0
+        return self.batch.size if self.side == "encoder" and self.shape.stem is None else 0
 
     def _plain(self, keys: int) -> bool:
         return self.low and keys <= LONGEST_PLAIN

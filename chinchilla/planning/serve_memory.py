@@ -12,6 +12,7 @@ from chinchilla.config.errors import UsageError
 from chinchilla.config.shape import Shape
 from chinchilla.planning.count import block_pieces, has_cross, parameters, up_width
 from chinchilla.planning.operators import FP32, LONGEST_PLAIN
+from chinchilla.planning.stems import OUT
 
 WeightKind = Literal["fp32", "bf16", "int8"]
 
@@ -72,22 +73,27 @@ def serve_memory(
 def weight_bytes(shape: Shape, kind: WeightKind, packed: bool = True) -> int:
     """Bytes of all weights and tables of the running model.
 
-    In int8 a matrix is one byte a number and an fp32 scale a row; the rest stays fp32. At its first use a layer is
-    `packed`: its columns filled up to a multiple of `PACKED_COLUMNS`, with three more numbers a row; a tied head packs
-    a matrix of its own. Before that, and on the disk, it's not.
+    In int8 a matrix is one byte a number and an fp32 scale a row; the rest, vectors of positions and columns too,
+    stays fp32. At its first use a layer is `packed`: its columns filled up to a multiple of `PACKED_COLUMNS`, with
+    three more numbers a row; a tied head packs a matrix of its own. Before that, and on the disk, it's not.
     """
     tables = shape.max_len * shape.dim if shape.position == "sinusoidal" else 0
     if kind != "int8":
         return (2 if kind == "bf16" else FP32) * (sum(map(prod, parameters(shape).values())) + tables)
     total = FP32 * tables
     for name, sizes in parameters(shape).items():
-        if len(sizes) != 2 or name == "embed.position.table":
+        if len(sizes) != 2 or _is_table(name):
             total += FP32 * prod(sizes)
         elif packed and name != "embed.tokens.weight":
             total += _packed(*sizes)
         else:
             total += prod(sizes) + FP32 * sizes[0]
     return total + (_packed(shape.vocab_size, shape.dim) if packed and shape.tied_head else 0)
+
+
+def _is_table(name: str) -> bool:
+    """Whether a matrix is one of vectors that are added, which stay in fp32."""
+    return name.startswith("embed.") and name not in ("embed.tokens.weight", f"{OUT}.weight")
 
 
 def _packed(rows: int, columns: int) -> int:

@@ -6,25 +6,30 @@ from dataclasses import dataclass
 
 from chinchilla.config.shape import ImageStem, Shape, TableStem
 
+KERNEL = 3
+"""Pixels a side that a convolution looks at."""
+
+OUT = "embed.inner.out"
+"""The linear map after an image's convolutions."""
+
 
 @dataclass(frozen=True)
 class Conv:
     """A convolution as a product: each of `positions` outputs an image is `inputs` numbers by `outputs` channels.
 
-    `kernel` is its side; `pixels` are the positions of its input.
+    `pixels` are the positions of its input.
     """
 
     name: str
     positions: int
     pixels: int
     channels: int
-    kernel: int
     outputs: int
 
     @property
     def inputs(self) -> int:
         """Numbers that an output is a product of."""
-        return self.channels * self.kernel**2
+        return self.channels * KERNEL**2
 
 
 def convs(dim: int, stem: ImageStem) -> list[Conv]:
@@ -35,9 +40,9 @@ def convs(dim: int, stem: ImageStem) -> list[Conv]:
     for index in range(count):
         pixels, outputs = height * width, max(8, dim >> (count - 1 - index))
         height, width = height // 2, width // 2
-        found.append(Conv(f"embed.inner.convs.{index}", height * width, pixels, channels, 3, outputs))
+        found.append(Conv(f"embed.inner.convs.{index}", height * width, pixels, channels, outputs))
         channels = outputs
-    return [*found, Conv("embed.inner.out", height * width, height * width, channels, 1, dim)]
+    return found
 
 
 def stem_parameters(shape: Shape, stem: ImageStem | TableStem) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -46,8 +51,10 @@ def stem_parameters(shape: Shape, stem: ImageStem | TableStem) -> Iterator[tuple
     yield "embed.class_token", (1, dim)
     if isinstance(stem, ImageStem):
         for conv in convs(dim, stem):
-            yield f"{conv.name}.weight", (conv.outputs, conv.channels, conv.kernel, conv.kernel)
+            yield f"{conv.name}.weight", (conv.outputs, conv.channels, KERNEL, KERNEL)
             yield f"{conv.name}.bias", (conv.outputs,)
+        yield f"{OUT}.weight", (dim, convs(dim, stem)[-1].outputs)
+        yield f"{OUT}.bias", (dim,)
         return
     yield "embed.inner.numbers", (stem.num_numeric, dim)
     yield "embed.inner.missing", (stem.num_numeric, dim)

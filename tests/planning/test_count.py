@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stem_fakes import class_labels, stem_source
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape, TableStem
 from chinchilla.models.transformer import Output, Transformer
 from chinchilla.planning.count import (
     Batch,
@@ -54,6 +55,22 @@ def shapes(draw: st.DrawFn) -> Shape:
         head_bias=draw(st.booleans()),
         reconstruct=draw(st.booleans()),
     )
+
+
+@st.composite
+def stems(draw: st.DrawFn) -> ImageStem | TableStem:
+    if draw(st.booleans()):
+        cardinalities = tuple(draw(st.lists(st.integers(1, 9), max_size=4)))
+        return TableStem(num_numeric=draw(st.integers(0 if cardinalities else 1, 5)), cardinalities=cardinalities)
+    patch = draw(st.sampled_from([2, 4, 8]))
+    height, width = (patch * draw(st.integers(1, 3)) for _ in range(2))
+    return ImageStem(height=height, width=width, channels=draw(st.sampled_from([1, 3])), patch=patch)
+
+
+@st.composite
+def classifiers(draw: st.DrawFn) -> Shape:
+    layers = {"num_encoder_layers": draw(st.integers(1, 2)), "num_decoder_layers": 0, "reconstruct": False}
+    return draw(shapes()).model_copy(update=layers | {"stem": draw(stems()), "num_classes": draw(st.integers(2, 9))})
 
 
 @st.composite
@@ -101,6 +118,12 @@ def forward(model: Transformer, batch: Batch) -> None:
         loss(model, batch)
 
 
+def class_loss(model: Transformer, batch: Batch) -> torch.Tensor:
+    assert model.shape.stem is not None
+    labels = class_labels(batch.size, batch.source_len, model.shape.num_classes)
+    return model.head.loss(model(stem_source(model.shape.stem, batch.size)).hidden, labels, 0.1)[0]
+
+
 def step(model: Transformer, batch: Batch) -> None:
     loss(model, batch).backward()
 
@@ -145,6 +168,21 @@ def test_flops_equal_the_counter_of_torch(data: st.DataObject) -> None:
     model = Transformer(shape)
     assert flops(shape, batch).forward == counted(forward, model, batch)
     assert flops(shape, batch).step == counted(step, model, batch)
+
+
+@given(classifiers())
+@settings(max_examples=40, deadline=None)
+def test_parameters_and_flops_of_a_classifier_behind_a_stem(shape: Shape) -> None:
+    model = Transformer(shape)
+    assert parameters(shape) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert list(parameters(shape)) == [name for name, _ in model.named_parameters()]
+    if shape.attention == "block":
+        return
+    assert shape.stem is not None
+    batch = Batch(2, shape.stem.num_positions, labelled=2)
+    assert flops(shape, batch).step == counted(lambda *given: class_loss(*given).backward(), model, batch)
+    with torch.no_grad():
+        assert flops(shape, batch).forward == counted(class_loss, model, batch)
 
 
 @given(st.data())

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stem_fakes import class_labels, stem_source
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape, TableStem
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.count import Batch, flops
 from chinchilla.planning.executed import executed
@@ -48,6 +49,9 @@ def counted(shape: Shape, batch: Batch, precision: str, dropout: float, recomput
     target = torch.randint(3, shape.vocab_size, (batch.size, batch.target_len)) if shape.num_decoder_layers else None
     segments = None if source is None else torch.ones_like(source, dtype=torch.bool)
     labels = source if target is None else target
+    if shape.stem is not None:
+        source, segments = stem_source(shape.stem, batch.size), None
+        labels = class_labels(batch.size, batch.source_len, shape.num_classes)
     low = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with FlopCounterMode(display=False, custom_mapping=FUSED) as forward, low:
         loss = model.head.loss(model(source, target, source_segments=segments).hidden, labels, 0.1)[0]
@@ -88,6 +92,21 @@ def test_executed_flops_equal_the_counter_of_torch(
     found = executed(shape, batch, precision, "adamw", dropout=dropout, recompute=recompute)
     assert (found.forward, found.backward) == counted(shape, batch, precision, 0.1 if dropout else 0.0, recompute)
     assert (found.update, found.convention) == (0, "hardware")
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "stem",
+    [ImageStem(height=8, width=12, patch=4), TableStem(num_numeric=2, cardinalities=(3, 5))],
+    ids=["image", "table"],
+)
+def test_executed_flops_behind_a_stem(stem: ImageStem | TableStem, precision: str, recompute: bool) -> None:
+    layers = {"num_encoder_layers": 2, "num_decoder_layers": 0, "num_classes": 5}
+    shape = SHAPE.model_copy(update=layers | {"stem": stem})
+    batch = Batch(3, stem.num_positions, labelled=3)
+    found = executed(shape, batch, precision, "adamw", recompute=recompute)
+    assert (found.forward, found.backward) == counted(shape, batch, precision, 0.0, recompute)
 
 
 def test_blocks_in_several_pieces() -> None:

@@ -3,15 +3,17 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stem_fakes import class_labels, stem_source
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape, TableStem
 from chinchilla.models.attention import LONGEST_PLAIN
 from chinchilla.models.block_attention import PIECE_BYTES
 from chinchilla.models.head import CHUNK_ROWS, PIECE_TOKENS, ROUND_TOKENS
@@ -58,10 +60,38 @@ BLOCKS = [
     {"attention": "block", "block_len": 30, "position": "sinusoidal", "qk_norm": True},
 ]
 
+IMAGES = (
+    {"stem": ImageStem(height=16, width=12, channels=3, patch=4)},
+    {"stem": ImageStem(height=16, width=8, channels=1, patch=2), "num_classes": 2},
+)
+TABLES = (
+    {"stem": TableStem(num_numeric=3, cardinalities=(4, 7, 2))},
+    {"stem": TableStem(num_numeric=5)},
+    {"stem": TableStem(num_numeric=0, cardinalities=(3, 9))},
+)
+STEM_VARIANTS = [
+    {},
+    {"norm": "layer", "position": "learned"},
+    {"norm_order": "post", "position": "sinusoidal"},
+    {"embed_norm": True, "embed_scale": True, "bias": True, "head_bias": True},
+    {"attention": "gated", "qk_norm": True, "num_kv_heads": 2, "activation": "swiglu"},
+    {"attention": "block", "block_len": 5},
+]
+
+
+def with_stem(stem: dict[str, object], variant: dict[str, object], base: Shape = SMALL) -> tuple[Shape, Batch]:
+    """A classifier with this stem, and a batch that it takes."""
+    settings = {"num_encoder_layers": 2, "num_decoder_layers": 0, "num_classes": 5, **stem, **variant}
+    shape = base.model_copy(update=settings)
+    assert shape.stem is not None
+    return shape, Batch(3, shape.stem.num_positions, labelled=3)
+
 
 def inputs(shape: Shape, batch: Batch) -> dict[str, Tensor]:
     """Ids and segments of this size, as the tasks give them to a model."""
     found: dict[str, Tensor] = {}
+    if shape.stem is not None:
+        return {"source": stem_source(shape.stem, batch.size)}
     if shape.num_encoder_layers:
         found["source"] = torch.randint(3, shape.vocab_size, (batch.size, batch.source_len))
         found["source_segments"] = torch.ones_like(found["source"], dtype=torch.int64 if batch.packed else torch.bool)
@@ -72,9 +102,13 @@ def inputs(shape: Shape, batch: Batch) -> dict[str, Tensor]:
     return found
 
 
-def loss(model: Transformer, batch: Batch, precision: str) -> Tensor:
+def loss(model: Transformer, batch: Batch, precision: str, held: list[Tensor] | None = None) -> Tensor:
     found = inputs(model.shape, batch)
+    if held is not None and model.shape.stem is not None:
+        held.append(found["source"])
     labels = found.get("target", found.get("source"))
+    if model.shape.num_classes:
+        labels = class_labels(batch.size, batch.source_len, model.shape.num_classes)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return model.head.loss(model(**found).hidden, labels, 0.1)[0]
 
@@ -118,6 +152,14 @@ def test_saved_activations_are_what_autograd_keeps(variant: dict[str, object], p
 def test_saved_activations_of_block_attention(variant: dict[str, object], precision: str) -> None:
     shape = SMALL.model_copy(update=variant)
     batch = sized(shape)
+    assert saved_bytes(shape, batch, precision) == kept_bytes(Transformer(shape), batch, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", STEM_VARIANTS, ids=str)
+@pytest.mark.parametrize("stem", [*IMAGES, *TABLES], ids=str)
+def test_saved_activations_behind_a_stem(stem: dict[str, object], variant: dict[str, object], precision: str) -> None:
+    shape, batch = with_stem(stem, variant)
     assert saved_bytes(shape, batch, precision) == kept_bytes(Transformer(shape), batch, precision)
 
 
@@ -175,6 +217,14 @@ def test_what_the_backward_pass_leaves_are_the_gradients(
     matrices = sum(4 * a * b for a, b in (sizes for sizes in parameters(shape).values() if len(sizes) == 2))
     work = parts(shape, sized(shape), precision, dropout)
     assert sum(op.makes - op.drops for part in work for op in part.ops) == matrices
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stem", [*IMAGES, *TABLES], ids=str)
+def test_what_the_backward_pass_of_a_stem_leaves_are_the_gradients(stem: dict[str, object], precision: str) -> None:
+    shape, batch = with_stem(stem, {"position": "learned"})
+    matrices = sum(4 * prod(sizes) for sizes in parameters(shape).values() if len(sizes) > 1)
+    assert sum(op.makes - op.drops for part in parts(shape, batch, precision) for op in part.ops) == matrices
 
 
 def test_saved_bytes_are_the_sum_over_operators() -> None:
@@ -260,6 +310,22 @@ STEPS = {
     "causal blocks": (DECODER | {"attention": "block", "block_len": 24}, Batch(2, 0, 700)),
     "blocks": (ENCODER | {"attention": "block", "block_len": 16}, Batch(4, 400)),
     "untied": (DECODER | {"tied_embeddings": False, "head_bias": True, "activation": "relu"}, Batch(8, 0, 128)),
+    "small images": (
+        ENCODER | {"stem": ImageStem(height=28, width=28, channels=1), "num_classes": 10, "position": "learned"},
+        Batch(32, 50, labelled=32),
+    ),
+    "large images": (
+        ENCODER | {"stem": ImageStem(height=96, width=64, channels=3, patch=8), "num_classes": 9, "norm": "rms"},
+        Batch(8, 97, labelled=8),
+    ),
+    "mostly a stem": (
+        ENCODER | {"num_encoder_layers": 1, "stem": ImageStem(height=128, width=128, patch=16), "num_classes": 9},
+        Batch(16, 65, labelled=16),
+    ),
+    "tables": (
+        ENCODER | {"stem": TableStem(num_numeric=20, cardinalities=(9, 300, 4)), "num_classes": 2},
+        Batch(64, 24, labelled=64),
+    ),
     "wide": (DECODER | {"dim": 320, "head_dim": 80, "ffn_dim": 640}, Batch(4, 0, 96)),
 }
 
@@ -274,13 +340,13 @@ def one_thread() -> Iterator[None]:
 
 
 def gradients_peak(shape: Shape, batch: Batch, precision: str, micro_batches: int, recompute: bool) -> int:
-    """Most bytes alive while the trainer's own worker makes gradients."""
+    """Most bytes alive while the trainer's own worker makes gradients; images are held on to, as the trainer does."""
     model = Transformer(shape)
     model.recompute_(recompute)
-    workers = Workers(model, 1, 0)
+    workers, held = Workers(model, 1, 0), []
 
     def given(model: Transformer, batch: Batch) -> Loss:
-        return Loss(loss(model, batch, precision), torch.zeros(()))
+        return Loss(loss(model, batch, precision, held), torch.zeros(()))
 
     return tensor_peak(lambda: workers.gradients([batch] * micro_batches, given))  # type: ignore[list-item]
 

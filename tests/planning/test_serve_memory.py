@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from chinchilla.config.errors import UsageError
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape, TableStem
 from chinchilla.models.cache import LayerCache
 from chinchilla.models.generate import translate
 from chinchilla.models.quantized import matrices, replace_
@@ -26,10 +26,13 @@ DECODER = Shape(
     max_len=512,
 )  # fmt: skip
 TRANSLATOR = DECODER.model_copy(update={"num_encoder_layers": 2})
+CLASSIFIER = {"num_encoder_layers": 2, "num_decoder_layers": 0, "num_classes": 7}
 SHAPES = [
     {},
     {"tied_embeddings": False, "head_bias": True, "bias": True},
     {"position": "sinusoidal", "num_encoder_layers": 1, "activation": "swiglu"},
+    CLASSIFIER | {"stem": ImageStem(height=16, width=16), "position": "learned"},
+    CLASSIFIER | {"stem": TableStem(num_numeric=3, cardinalities=(4, 9))},
     {"position": "learned", "reconstruct": True, "qk_norm": True, "attention": "gated"},
 ]
 

@@ -1,6 +1,8 @@
 """A machine as measured: what it can do a second, and how sure that is."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.frozen import Frozen
@@ -11,11 +13,11 @@ Precision = Literal["fp32", "bf16"]
 class MatmulRate(Frozen):
     """Measured rate of an (m, k) by (k, n) product; one multiply-add is two FLOPs."""
 
-    m: int
-    k: int
-    n: int
+    m: PositiveInt
+    k: PositiveInt
+    n: PositiveInt
     precision: Precision
-    flops_per_s: float
+    flops_per_s: PositiveFloat
 
 
 class StepTerm(Frozen):
@@ -23,7 +25,7 @@ class StepTerm(Frozen):
 
     kind: str
     unit: str
-    unit_s: float
+    unit_s: NonNegativeFloat
 
 
 class Calibration(Frozen):
@@ -37,10 +39,10 @@ class Calibration(Frozen):
     precision: Precision
     gradients: tuple[StepTerm, ...]
     update: tuple[StepTerm, ...]
-    spread: float
-    update_spread: float
+    spread: NonNegativeFloat
+    update_spread: NonNegativeFloat
     clock: Literal["cpu", "wall"]
-    waiting: float
+    waiting: PositiveFloat
     noise: float
     num_models: int
     most_params: int
@@ -62,15 +64,15 @@ class Machine(Frozen):
     """
 
     name: str
-    device: str
-    threads: int
-    memory_bytes: int
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+    threads: PositiveInt
+    memory_bytes: PositiveInt
     torch_version: str
     measured_at: str
     noise: float
-    matmul: tuple[MatmulRate, ...]
-    bytes_per_s: float
-    op_overhead_s: float
+    matmul: Annotated[tuple[MatmulRate, ...], Field(min_length=1)]
+    bytes_per_s: PositiveFloat
+    op_overhead_s: PositiveFloat
     has_compiler: bool
     """Whether a C++ compiler is there, which `torch.compile` needs on a CPU."""
     calibration: tuple[Calibration, ...] = ()

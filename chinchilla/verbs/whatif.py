@@ -82,14 +82,16 @@ def whatif(
     """
     if (prices and len(prices) != len(machines)) or any(not (math.isfinite(p) and p >= 0) for p in prices):
         raise UsageError(f"--price: give one for each of {len(machines)} machines, each 0 or more")
+    runs = list(_runs(recipe, overrides, against))
+    others = {text: _read_machine(Path(text)) for text in machines if text != HERE}
     known: dict[Any, Prepared] = {}
     cases = []
-    for settings, run in _runs(recipe, overrides, against):
+    for settings, run in runs:
         # A tokenizer takes longer than everything else here: data are read once for all cases that share them.
-        key = (run.task, run.seed, run.data, run.tokenizer, run.model.max_len, run.model.attention)
+        key = _data_of(run)
         known[key] = prepared = known[key] if key in known else prepare(run, tell)
         for number, text in enumerate(machines):
-            machine = measured_machine(run, tell) if text == HERE else _read_machine(Path(text))
+            machine = others[text] if text in others else measured_machine(run, tell)
             name = ", ".join([settings] + ([text] if len(machines) > 1 else []))
             tariff = known_tariff(run, machine) if text == HERE else Tariff(watts=_watts(machine))
             tariff = replace(tariff, price_per_hour=prices[number]) if prices else tariff
@@ -142,6 +144,12 @@ def _runs(recipe: Path | None, overrides: Sequence[str], against: Sequence[str])
         changes_budget = any(word.startswith("budget.") for word in words)
         kept = [word for word in overrides if not (changes_budget and word.startswith("budget."))]
         yield text, load_run(recipe, [*kept, *words]).run
+
+
+def _data_of(run: Run) -> tuple[Any, ...]:
+    """All that encoded data, and what the planner asks of them, depend on."""
+    model = run.model.start, run.model.max_len, run.model.attention
+    return run.task, run.seed, run.data, run.tokenizer, run.images, run.attack, run.adapter, run.evaluate, *model
 
 
 def _split(text: str) -> list[str]:

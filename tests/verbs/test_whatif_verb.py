@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from chinchilla.config.errors import UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.planning.count import num_params
 from chinchilla.verbs import whatif as verb
@@ -107,6 +108,18 @@ def test_data_are_read_once_for_all_cases_that_share_them(words, monkeypatch):
     assert len(read) == 2
 
 
+def test_beams_of_another_case_are_counted(compare):
+    many, one = compare("budget.time=2m", "model.dim=128", "--against", "evaluate.beam_size=1")
+    assert one["predicted"]["latency_s"]["p50"] < many["predicted"]["latency_s"]["p50"]
+
+
+def test_wrong_words_are_found_before_data_are_read(words, monkeypatch, tmp_path):
+    monkeypatch.setattr(verb, "prepare", lambda *args: pytest.fail("data were read"))
+    for against, machine in ((["budget.time=-1h"], verb.HERE), ([], str(tmp_path / "none.json"))):
+        with pytest.raises(UsageError):
+            whatif(None, [*words, "budget.time=2m"], against, [machine])
+
+
 def test_the_table_goes_to_standard_output(words, chinchilla):
     code, out, _ = chinchilla("whatif", *words, "budget.time=2m", "--against", "budget.time=1h")
     assert code == 0
@@ -136,6 +149,17 @@ def test_a_machine_file_that_is_none_is_named(words, chinchilla, tmp_path, text)
     (tmp_path / "bad.json").write_text(text)
     code, _, err = chinchilla("whatif", *words, "budget.time=2m", "--machine", tmp_path / "bad.json")
     assert (code, "bad.json" in err, "chinchilla measure --json" in err) == (2, True, True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"bytes_per_s": 0}, {"op_overhead_s": -1}, {"matmul": []}, {"threads": 0}, {"memory_bytes": -1}, {"device": "x"}],
+    ids=str,
+)
+def test_a_machine_that_cannot_be_is_named(words, fast, chinchilla, wrong):
+    fast.write_text(json.dumps(json.loads(fast.read_text()) | wrong))
+    code, _, err = chinchilla("whatif", *words, "budget.time=2m", "--machine", fast)
+    assert (code, f"{fast}: {next(iter(wrong))}: " in err) == (2, True), err
 
 
 def test_the_rule_of_thumb_for_losses_falls_with_what_tokens_are_worth():

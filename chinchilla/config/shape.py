@@ -11,6 +11,7 @@ PositionKind = Literal["sinusoidal", "learned", "rotary"]
 NormKind = Literal["layer", "rms"]
 NormOrder = Literal["pre", "post"]
 Activation = Literal["gelu", "swiglu", "relu2", "silu", "relu"]
+Patch = Literal[2, 4, 8, 16]
 
 
 class ImageStem(Frozen):
@@ -20,7 +21,7 @@ class ImageStem(Frozen):
     height: PositiveInt
     width: PositiveInt
     channels: PositiveInt = 3
-    patch: Literal[2, 4, 8, 16] = 4
+    patch: Patch = 4
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

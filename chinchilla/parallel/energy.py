@@ -41,13 +41,19 @@ def power(work: Callable[[], object], device: str, threads: int, time_s: float =
 
 def rapl_joules(root: Path = RAPL) -> float | None:
     """Energy that all packages have counted; None where there are none or they may not be read."""
-    packages = [zone for zone in sorted(root.glob("*-rapl:*")) if zone.name.count(":") == 1]
     try:
+        packages = [zone for zone in sorted(root.glob("*-rapl:*")) if _is_package(zone)]
         counted = [int((zone / "energy_uj").read_text()) for zone in packages]
     except (OSError, ValueError) as error:
         log.info("the processor's energy counters are not readable: %s", error)
         return None
     return sum(counted) / 1e6 if counted else None
+
+
+def _is_package(zone: Path) -> bool:
+    """Whether a zone is a whole package: not a part of one, nor the whole platform (psys), which holds it."""
+    name = zone / "name"
+    return zone.name.count(":") == 1 and (not name.exists() or name.read_text().startswith("package"))
 
 
 def nvml_watts(device: str) -> float | None:

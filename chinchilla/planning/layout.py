@@ -1,5 +1,6 @@
 """Which nodes should do what: enumerate layouts, price each, keep the Pareto front, recommend one and say why."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from typing import get_args
@@ -172,22 +173,24 @@ def partition(costs: Sequence[float], rates: Sequence[float]) -> tuple[float, ..
 
 
 def pareto_front(items: Sequence[Priced]) -> list[Priced]:
-    """Those that no other beats in time, memory and (where every node has them) money and energy at once."""
+    """Those that no other beats in time, memory, money and energy at once, as far as both have them."""
     kept: list[Priced] = []
-    for item in sorted(items, key=_objectives):
+    for item in sorted(items, key=lambda item: [math.inf if mark is None else mark for mark in _objectives(item)]):
         if not any(_beats(other, item) for other in kept):
             kept.append(item)
     return kept
 
 
-def _objectives(item: Priced) -> tuple[float, ...]:
-    spent = [estimate.p50 for estimate in (item.cost, item.energy_j) if estimate is not None]
-    return (item.step_time_s.p50, item.memory_bytes.p50, *spent)
+def _objectives(item: Priced) -> list[float | None]:
+    """Time, memory, money and energy; None where a node of the layout does not say what it costs or draws."""
+    estimates = (item.step_time_s, item.memory_bytes, item.cost, item.energy_j)
+    return [None if estimate is None else estimate.p50 for estimate in estimates]
 
 
 def _beats(other: Priced, item: Priced) -> bool:
-    """Whether `other` is nowhere worse; layouts whose nodes' prices are not known are compared without them."""
-    return all(mine <= its for mine, its in zip(_objectives(other), _objectives(item), strict=False))
+    """Whether `other` is nowhere worse, in what is known of both."""
+    marks = zip(_objectives(other), _objectives(item), strict=True)
+    return all(mine <= its for mine, its in marks if mine is not None and its is not None)
 
 
 def _recommend(fitting: Sequence[Priced]) -> tuple[Priced, str]:

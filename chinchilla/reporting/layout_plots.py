@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter
 from chinchilla.planning.layout import Layouts
 from chinchilla.planning.price import Priced
 from chinchilla.reporting.canvas import FIRST, INK, MUTED, PREDICTED, SECOND, drawable, drawing, figure, svg
-from chinchilla.reporting.layout_tables import layout_name, layout_nodes
+from chinchilla.reporting.layout_tables import layout_name, layout_nodes, shown_layouts
 from chinchilla.reporting.scales import log_axis
 from chinchilla.reporting.values import quantity
 
@@ -16,16 +16,9 @@ ROW_IN = 0.34
 MOST_LAYOUTS = 12
 
 
-def shown_layouts(found: Layouts) -> list[Priced]:
-    """The Pareto front and the fastest of each kind, at most `MOST_LAYOUTS`, with the recommended one; by time."""
-    items = {id(item.layout): item for item in (*found.front, *found.best_of_kind)}
-    ordered = sorted(items.values(), key=lambda item: item.step_time_s.p50)[:MOST_LAYOUTS]
-    return ordered if found.recommended in ordered else [*ordered, found.recommended]
-
-
 def layout_chart(found: Layouts) -> str:
     """Step time and memory of layouts with the Pareto front; below, their names and the intervals of their times."""
-    items = shown_layouts(found)
+    items = shown_layouts(found, MOST_LAYOUTS)
     with drawing("layouts"):
         rows = ROW_IN * len(items)
         drawn, (above, below) = figure(rows=2, height_in=2.8 + rows, height_ratios=[2.4, rows], sharex=True)

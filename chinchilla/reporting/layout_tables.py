@@ -36,14 +36,17 @@ def layout_nodes(item: Priced) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in zip(layout.nodes, layout.shares, strict=True))
 
 
-def layout_rows(found: Layouts) -> Rows:
-    """The Pareto front and the best of each kind, quickest first; the recommended one is starred."""
+def shown_layouts(found: Layouts, most: int) -> list[Priced]:
+    """The Pareto front and the fastest of each kind, at most so many, with the recommended one; by time."""
     items = {id(item.layout): item for item in (*found.front, *found.best_of_kind)}
-    ordered = sorted(items.values(), key=lambda item: item.step_time_s.p50)[:MOST_ROWS]
-    if found.recommended not in ordered:
-        ordered.append(found.recommended)
+    ordered = sorted(items.values(), key=lambda item: item.step_time_s.p50)[:most]
+    return ordered if found.recommended in ordered else [*ordered, found.recommended]
+
+
+def layout_rows(found: Layouts) -> Rows:
+    """The layouts to show; the recommended one is starred."""
     spent = shows_spending(found)
-    return [_row(item, item == found.recommended, spent) for item in ordered]
+    return [_row(item, item == found.recommended, spent) for item in shown_layouts(found, MOST_ROWS)]
 
 
 def shows_spending(found: Layouts) -> bool:

@@ -18,6 +18,10 @@ def test_packages_are_added_and_their_parts_are_not(tmp_path: Path) -> None:
     package(tmp_path, "intel-rapl:1", "2000000\n")
     package(tmp_path, "intel-rapl:0:0", "1000000\n")
     assert rapl_joules(tmp_path) == 5.0
+    (tmp_path / "intel-rapl:0" / "name").write_text("package-0\n")
+    package(tmp_path, "intel-rapl:2", "9000000\n")
+    (tmp_path / "intel-rapl:2" / "name").write_text("psys\n")  # the platform, the packages in it
+    assert rapl_joules(tmp_path) == 5.0
 
 
 @pytest.mark.parametrize("content", [None, "", "nonsense"])

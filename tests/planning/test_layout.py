@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from chinchilla.config.cluster import Cluster, Link, Node
 from chinchilla.config.errors import BudgetError, UsageError
+from chinchilla.config.estimate import Estimate
 from chinchilla.config.plan import Training
 from chinchilla.config.shape import Shape
 from chinchilla.planning.count import Batch, flops, num_params
@@ -213,6 +214,16 @@ def test_the_front_holds_all_that_nothing_beats_and_no_more() -> None:
             assert item not in front
         else:
             assert marks(item) in [marks(kept) for kept in front]
+
+
+def test_money_is_not_held_against_energy() -> None:
+    one = price(Layout(kind="one node", nodes=("a",), shares=(1.0,)), work(), network([1e12]))
+    priced = one.model_copy(update={"cost": Estimate.around(1000.0, 0.1, "money", "guess")})
+    drawing = one.model_copy(update={"energy_j": Estimate.around(500.0, 0.1, "J", "guess")})
+    slower = drawing.model_copy(update={"step_time_s": Estimate.around(200.0, 0.1, "s", "guess")})
+    less = slower.model_copy(update={"energy_j": Estimate.around(400.0, 0.1, "J", "guess")})
+    assert pareto_front([priced, slower]) == [priced]  # in time and memory, which both have, nowhere worse
+    assert pareto_front([drawing, less]) == [drawing, less]
 
 
 def test_money_and_energy_count_every_node_of_a_layout_for_the_whole_step() -> None:

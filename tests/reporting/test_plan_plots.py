@@ -16,7 +16,7 @@ from chinchilla.planning.count import Batch, flops, flops_per_token
 from chinchilla.planning.example import cluster_example
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.memory import memory
-from chinchilla.reporting import layout_plots, memory_plots, plan_plots
+from chinchilla.reporting import layout_plots, layout_tables, memory_plots, plan_plots
 
 SHAPE, BATCH, TRAINING = make_shape(192), Batch(8, 144, 128), make_training()
 MACHINE = make_machine().model_copy(
@@ -189,7 +189,7 @@ def test_the_batch_of_a_plan_without_rows_is_its_tokens_in_full_rows() -> None:
 
 def test_layouts_are_numbered_by_time_and_the_front_is_joined() -> None:
     found = cluster_example().large
-    items = layout_plots.shown_layouts(found)
+    items = layout_tables.shown_layouts(found, layout_plots.MOST_LAYOUTS)
     times = [item.step_time_s.p50 for item in items]
     assert times == sorted(times)
     assert found.recommended in items

@@ -20,6 +20,7 @@ TaskName = Literal[
     "classify_text",
     "classify_image",
     "classify_table",
+    "detect",
     "recommend",
 ]
 Family = Literal["encoder-decoder", "decoder", "encoder"]
@@ -31,6 +32,7 @@ FAMILIES: dict[TaskName, Family] = {
     "classify_text": "encoder",
     "classify_image": "encoder",
     "classify_table": "encoder",
+    "detect": "encoder",
     "recommend": "decoder",
 }
 """Which stacks a task's model has."""

@@ -60,7 +60,7 @@ class Shape(Frozen):
     Encoder-decoder, decoder-only and encoder-only differ only in which of `num_encoder_layers` and
     `num_decoder_layers` is zero. Source and target share one embedding table. A `stem` takes the table's place where
     the source is no tokens. With `num_classes` the head chooses among those instead of the vocabulary, at the position
-    of a class token: the first of each example.
+    of a class token: the first of each example. With `boxes` every patch of an image has classes and a box.
     """
 
     vocab_size: PositiveInt
@@ -88,6 +88,7 @@ class Shape(Frozen):
     embed_scale: bool = False
     stem: Stem | None = None
     num_classes: NonNegativeInt = 0
+    boxes: bool = False
     tied_embeddings: bool = True
     head_bias: bool = False
     reconstruct: bool = False
@@ -104,6 +105,8 @@ class Shape(Frozen):
             raise ValueError("a model needs an encoder or a decoder layer")
         if self.stem is not None and not (self.num_classes and self.num_encoder_layers and not self.num_decoder_layers):
             raise ValueError("a stem needs an encoder alone, and num_classes")
+        if self.boxes and not isinstance(self.stem, ImageStem):
+            raise ValueError("boxes are found in images: they need an image stem")
         if self.stem is not None and self.reconstruct:
             raise ValueError("feature reconstruction needs tokens, and a stem takes none")
         if self.stem is not None and self.stem.num_positions > self.max_len:

@@ -13,6 +13,7 @@ from torch import Tensor
 from chinchilla.config.errors import DataError, FaultError
 from chinchilla.config.frozen import Frozen
 from chinchilla.data.augment import to_unit
+from chinchilla.data.boxes import Scenes
 from chinchilla.data.classes import Classes
 from chinchilla.data.codec import Asked
 from chinchilla.data.letterbox import Size
@@ -106,7 +107,7 @@ class PictureClasses:
         return x.sub_(means).div_(stds)
 
 
-def colours_of(pictures: Pictures) -> Colours:
+def colours_of(pictures: Pictures | Scenes) -> Colours:
     """Of all pixels of all images; a channel that is the same everywhere counts as of deviation 1."""
     counts = np.zeros((pictures.size.channels, 256))
     for start in range(0, len(pictures), PIECE_IMAGES):

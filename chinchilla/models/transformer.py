@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape
 from chinchilla.models.attention import Rotation, causal_mask
 from chinchilla.models.block import Block, Dropout
+from chinchilla.models.boxes import BoxHead
 from chinchilla.models.cache import KVCache
 from chinchilla.models.embed import Embed
 from chinchilla.models.head import Reconstruction, TokenHead
@@ -99,6 +100,7 @@ class Transformer(nn.Module):
         self.decoder = Stack(shape, shape.num_decoder_layers, True, has_encoder, dropout) if has_decoder else None
         tied = self.embed.tokens.weight if isinstance(self.embed, Embed) and shape.tied_head else None
         self.head = TokenHead(shape.dim, shape.num_outputs, shape.head_bias, tied)
+        self.box_head = BoxHead(shape.dim, shape.stem) if shape.boxes and isinstance(shape.stem, ImageStem) else None
         self.encoder_reconstruction = Reconstruction(shape.dim) if shape.reconstruct and has_encoder else None
         self.decoder_reconstruction = Reconstruction(shape.dim) if shape.reconstruct and has_decoder else None
         self.generator: torch.Generator | None = None

@@ -225,6 +225,9 @@ def _parameters(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "head.weight", (shape.num_outputs, shape.dim)
     if shape.head_bias:
         yield "head.bias", (shape.num_outputs,)
+    if shape.boxes:
+        yield from _linear("box_head.hidden", shape.dim, shape.dim, True)
+        yield from _linear("box_head.out", shape.dim, 4, True)
     if shape.reconstruct:
         for side, _ in stacks(shape):
             yield from _linear(f"{side}_reconstruction.map", shape.dim, shape.dim, True)
@@ -285,6 +288,13 @@ def _products(shape: Shape, batch: Batch) -> Iterator[Product]:
         for side, _ in stacks(shape):
             rows = batch.masked_source if side == "encoder" else batch.masked_target
             yield Product(f"{side}_reconstruction.map", rows, shape.dim, shape.dim)
+    if shape.boxes and shape.stem is not None:
+        # Every patch has classes and a box.
+        rows = batch.size * (shape.stem.num_positions - 1)
+        yield Product("box_head.hidden", rows, shape.dim, shape.dim)
+        yield Product("box_head.out", rows, shape.dim, 4)
+        yield Product("head", rows, shape.dim, shape.num_outputs)
+        return
     yield Product("head", batch.head_rows, shape.dim, shape.num_outputs)
 
 

@@ -20,5 +20,6 @@ def facts_of(plan: Plan) -> Facts | None:
         bytes_per_token=plan.bytes_per_token,
         num_classes=plan.shape.num_classes,
         stem=plan.shape.stem,
+        boxes=plan.shape.boxes,
         **plan.rows.model_dump(),
     )

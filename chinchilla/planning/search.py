@@ -68,6 +68,7 @@ class Facts(Frozen):
     labels_per_row: float = 0.0
     num_classes: int = 0
     stem: Stem | None = None
+    boxes: bool = False
 
     @property
     def family(self) -> Family:
@@ -151,6 +152,7 @@ def build(facts: Facts, fixed: Model, dim: int, encoder_layers: int, decoder_lay
             "max_len": max(fixed.max_len or 0, facts.max_len),  # packed rows may be longer than the texts
             "num_classes": facts.num_classes,
             "stem": facts.stem,
+            "boxes": facts.boxes,
             "position": fixed.position or ("rotary" if facts.stem is None else "learned"),
             "norm": fixed.norm or "layer",
         }

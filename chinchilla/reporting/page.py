@@ -28,6 +28,7 @@ TASKS: Mapping[TaskName, str] = {
     "classify_text": "text classification",
     "classify_image": "image classification",
     "classify_table": "classification of table rows",
+    "detect": "object detection",
     "recommend": "recommendation",
 }
 ASKED: Mapping[TaskName, tuple[str, str]] = {
@@ -36,6 +37,7 @@ ASKED: Mapping[TaskName, tuple[str, str]] = {
     "classify_text": ("text", "right class"),
     "classify_image": ("image", "right class"),
     "classify_table": ("row", "right class"),
+    "detect": ("image", "what is in it"),
     "recommend": ("history", "next item"),
 }
 """What a sample's source and reference are called."""
@@ -64,15 +66,16 @@ class Chart(NamedTuple):
 def render(record: Record) -> str:
     """The report as HTML. Every text from the run is escaped; only the charts go in as they are."""
     parts = _head(record) | _plan(record) | _outcome(record) | _compression(record) | _rest(record)
-    return _page("report.html", record=record, **parts)
+    return fill("report.html", record=record, **parts)
 
 
 def sheet(title: str, lead: str, drawn: Sequence[tuple[str, str, str]]) -> str:
     """A page of charts alone, each with title and caption, in the report's style."""
-    return _page("sheet.html", title=title, lead=lead, charts=_charts(*drawn))
+    return fill("sheet.html", title=title, lead=lead, charts=charts(*drawn))
 
 
-def _page(template: str, **parts: Any) -> str:
+def fill(template: str, **parts: Any) -> str:
+    """A template as a page; what is put in is escaped, unless it is markup."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -101,14 +104,14 @@ def _plan(record: Record) -> dict[str, Any]:
         "prediction_head": tables.PREDICTION_HEAD,
         "probes": tables.probe_rows(plan.probes),
         "probe_head": tables.PROBE_HEAD,
-        "probe_charts": _charts(("Probe runs", curves.probe_chart(plan.probes, plan.shape), "Blue: the chosen shape.")),
-        "reckoning": _charts(*plan_charts(plan, plan_batch(plan))),
+        "probe_charts": charts(("Probe runs", curves.probe_chart(plan.probes, plan.shape), "Blue: the chosen shape.")),
+        "reckoning": charts(*plan_charts(plan, plan_batch(plan))),
     }
 
 
 def _outcome(record: Record) -> dict[str, Any]:
     return {
-        "charts": _charts(
+        "charts": charts(
             ("Loss", curves.loss_curve(record.metrics, record.plan.predicted.get("loss")), "A steep start is cut off."),
             ("Learning rate", curves.learning_rate_curve(record.metrics), ""),
             ("Tokens a second", curves.speed_curve(record.metrics), "Dotted: the median."),
@@ -116,7 +119,7 @@ def _outcome(record: Record) -> dict[str, Any]:
         ),
         "ledger": tables.ledger_rows(record.ledger),
         "ledger_head": tables.LEDGER_HEAD,
-        "ledger_charts": _charts(("Measured over predicted", curves.ledger_chart(record.ledger), MARKS)),
+        "ledger_charts": charts(("Measured over predicted", curves.ledger_chart(record.ledger), MARKS)),
     }
 
 
@@ -125,14 +128,14 @@ def _compression(record: Record) -> dict[str, Any]:
     return {
         "compression": tables.compression_rows(told) if told else [],
         "compression_head": tables.COMPRESSION_HEAD,
-        "compression_charts": _charts(("Before and after", curves.compression_chart(told), "")) if told else [],
+        "compression_charts": charts(("Before and after", curves.compression_chart(told), "")) if told else [],
     }
 
 
 def _rest(record: Record) -> dict[str, Any]:
     details = record.results.details if record.results else {}
     return {
-        "answer_charts": _charts(
+        "answer_charts": charts(
             (
                 "What was taken for what",
                 confusion_chart(details),
@@ -148,7 +151,8 @@ def _rest(record: Record) -> dict[str, Any]:
     }
 
 
-def _charts(*drawn: tuple[str, str, str]) -> list[Chart]:
+def charts(*drawn: tuple[str, str, str]) -> list[Chart]:
+    """Charts of titles, drawings and captions, without those that are empty."""
     return [Chart(title, Markup(svg), caption) for title, svg, caption in drawn if svg]
 
 

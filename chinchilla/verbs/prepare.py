@@ -14,6 +14,7 @@ from chinchilla.verbs.histories import RECOMMEND
 from chinchilla.verbs.labelled_texts import CLASSIFY_TEXT
 from chinchilla.verbs.pictures import CLASSIFY_IMAGE
 from chinchilla.verbs.prepared import Kind, Prepared, Tell
+from chinchilla.verbs.scenes import DETECT
 from chinchilla.verbs.table_rows import CLASSIFY_TABLE
 from chinchilla.verbs.texts import GENERATE, SUMMARISE, TRANSLATE
 from chinchilla.verbs.transfer import read_start, refuse_unmergeable
@@ -26,6 +27,7 @@ KINDS: Mapping[TaskName, Kind] = {
     "classify_text": CLASSIFY_TEXT,
     "classify_image": CLASSIFY_IMAGE,
     "classify_table": CLASSIFY_TABLE,
+    "detect": DETECT,
     "recommend": RECOMMEND,
 }
 

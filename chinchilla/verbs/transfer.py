@@ -69,6 +69,7 @@ class Start:
             "num_decoder_layers": decoder,
             "num_classes": facts.num_classes,
             "stem": facts.stem,
+            "boxes": facts.boxes,
             "reconstruct": False,
         }
         return Shape.model_validate(old.model_dump() | changes)

@@ -42,6 +42,6 @@ def test_what_a_plan_keeps_gives_the_facts_back(facts: Facts) -> None:
 
 def test_every_fact_is_kept() -> None:
     """A fact that is not in a plan could not be read back."""
-    plan = {"task", "vocab_size", "unique_tokens", "bytes_per_token", "num_classes", "stem"}
+    plan = {"task", "vocab_size", "unique_tokens", "bytes_per_token", "num_classes", "stem", "boxes"}
     rows = set(rows_of(Facts(**dict.fromkeys(Facts.model_fields, 1) | {"task": "generate", "stem": None})).model_dump())
     assert set(Facts.model_fields) == plan | rows

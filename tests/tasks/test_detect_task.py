@@ -1,0 +1,165 @@
+"""Matching against brute force, overlap against areas counted by hand, and a set that is learned."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tasks_fakes import make_model
+
+from chinchilla.config.errors import DataError
+from chinchilla.config.shape import ImageStem
+from chinchilla.data.boxes import Scenes
+from chinchilla.data.classes import Classes
+from chinchilla.data.letterbox import Size
+from chinchilla.data.picture_boxes import PictureBoxes, SceneBatches
+from chinchilla.data.picture_classes import Colours
+from chinchilla.models.boxes import BoxHead, corners, generalised_iou
+from chinchilla.tasks.detect import Detect, Example, Found, average_precision, match, predict
+from chinchilla.tasks.task import Objective
+
+STEM = ImageStem(height=16, width=24, channels=3, patch=8)
+SIZE = Size(16, 24, 3)
+CODEC = PictureBoxes(Classes(names=("cup", "ring")), SIZE, Colours(means=(0.5,) * 3, stds=(0.5,) * 3))
+
+
+def finder(**changes):
+    fixed = {"num_decoder_layers": 0, "num_classes": 2, "stem": STEM, "boxes": True, "vocab_size": 4, "max_len": 8}
+    return make_model(**fixed | {"position": "learned"} | changes)
+
+
+def scenes(count: int = 6) -> Scenes:
+    random = np.random.default_rng(0)
+    boxes = tuple(
+        np.array([[2, 2, 10, 12], [14, 4, 22, 14]][: index % 3], np.float32).reshape(-1, 4) for index in range(count)
+    )
+    labels = tuple(np.arange(len(each)) for each in boxes)
+    images = random.integers(0, 255, (count, *SIZE)).astype(np.uint8)
+    sizes = np.array([[16, 24]] * count)
+    names = tuple(f"{index}.png" for index in range(count))
+    return Scenes(images, sizes, boxes, labels, ("cup", "ring"), names, ("",) * count)
+
+
+BOX = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 20), st.integers(1, 20))
+
+
+@given(BOX, BOX)
+def test_overlap_is_that_of_counted_squares(one, other):
+    a, b = ({(x, y) for x in range(x0, x0 + w) for y in range(y0, y0 + h)} for x0, y0, w, h in (one, other))
+    xs, ys = zip(*(a | b), strict=True)
+    hull = (max(xs) - min(xs) + 1) * (max(ys) - min(ys) + 1)
+    expected = len(a & b) / len(a | b) - (hull - len(a | b)) / hull
+    boxes = [torch.tensor([x, y, x + w, y + h], dtype=torch.float32) for x, y, w, h in (one, other)]
+    assert float(generalised_iou(*boxes)) == pytest.approx(expected, abs=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.integers(0, 3))
+def test_a_match_is_the_cheapest_of_all(seed, count):
+    torch.manual_seed(seed)
+    logits, boxes = torch.randn(4, 2), torch.rand(4, 4)
+    labels = torch.full((5,), -100)
+    places = torch.randperm(5)[:count].sort().values
+    labels[places] = torch.randint(0, 2, (count,))
+    right = torch.rand(5, 4)
+    ours, theirs = match(logits, boxes, labels, right)
+    assert sorted(theirs.tolist()) == places.tolist() and len(set(ours.tolist())) == count
+    if not count:
+        return
+
+    def cost(position: int, place: int) -> float:
+        chance = logits[position, labels[place]].sigmoid()
+        classes = 0.25 * (1 - chance) ** 2 * -chance.log() - 0.75 * chance**2 * -(1 - chance).log()
+        overlap = generalised_iou(corners(boxes[position]), corners(right[place]))
+        return float(2 * classes + 5 * (boxes[position] - right[place]).abs().sum() - 2 * overlap)
+
+    every = itertools.permutations(range(4), count)
+    cheapest = min(sum(cost(*pair) for pair in zip(chosen, places.tolist(), strict=True)) for chosen in every)
+    found = sum(cost(*pair) for pair in zip(ours.tolist(), theirs.tolist(), strict=True))
+    assert found == pytest.approx(cheapest, rel=1e-4, abs=1e-4)
+
+
+def test_before_anything_is_learned_each_patch_looks_around_itself():
+    head = BoxHead(8, STEM)
+    with torch.no_grad():
+        head.out.weight.zero_()
+        head.out.bias.zero_()
+    found = head(torch.randn(1, 6, 8))[0]
+    assert found[:, 0].tolist() == pytest.approx([1 / 6, 3 / 6, 5 / 6] * 2)
+    assert found[:, 1].tolist() == pytest.approx([0.25] * 3 + [0.75] * 3)
+
+
+def test_every_weight_learns_and_an_image_without_boxes_does_no_harm():
+    model = finder().train()
+    batches = SceneBatches(scenes(), CODEC, 6, seed=0)
+    batch = batches.batch(np.arange(6))
+    loss = Detect().loss(model, batch, Objective())
+    loss.total.backward()
+    for name, parameter in model.named_parameters():
+        if name != "embed.position.table":
+            assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+    empty = {"source": batch["source"][:1], "boxes": batch["boxes"][:1], "labels": batch["labels"][:1]}
+    assert (empty["labels"] == -100).all()
+    assert 0 < float(Detect().loss(model, empty, Objective()).plain) < float(loss.plain)
+
+
+def test_a_scene_is_learned_by_heart():
+    torch.manual_seed(0)
+    model = finder(dim=32, num_heads=2, num_kv_heads=2, head_dim=16, ffn_dim=64, num_encoder_layers=2).train()
+    few = scenes(3)
+    batch = SceneBatches(few, CODEC, 3, seed=0, flips=False).batch(np.arange(3))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(250):
+        optimizer.zero_grad()
+        Detect().loss(model, batch, Objective()).total.backward()
+        optimizer.step()
+    examples = [
+        Example(image, (16, 24), boxes, labels, name)
+        for image, boxes, labels, name in zip(few.images, few.boxes, few.labels, few.names, strict=True)
+    ]
+    score = Detect().score(model.eval(), CODEC, examples)
+    assert score.metrics["ap50"] > 0.9
+    assert [sample.output for sample in score.samples] == [sample.reference for sample in score.samples]
+    answer = Detect().serve(model, CODEC, [few.images[2]])[0]["boxes"]
+    assert {each["label"] for each in answer} == {"cup", "ring"} and all(0 <= v <= 1 for b in answer for v in b["box"])
+
+
+def test_flips_turn_boxes_with_their_images():
+    some = scenes()
+    plain, flipped = (SceneBatches(some, CODEC, 6, seed=3, flips=flips).batch(np.arange(6)) for flips in (False, True))
+    turned = 0
+    for one, other, box, mirrored, label in zip(
+        plain["source"], flipped["source"], plain["boxes"], flipped["boxes"], plain["labels"], strict=True
+    ):
+        if torch.equal(one.flip(-1), other) and not torch.equal(one, other):
+            turned += 1
+            real = label != -100
+            assert torch.allclose(mirrored[real, 0], 1 - box[real, 0]) and torch.equal(mirrored[:, 1:], box[:, 1:])
+        else:
+            assert torch.equal(one, other) and torch.equal(box, mirrored)
+    assert 0 < turned < 6
+
+
+def test_precision_is_cocos():
+    box = np.array([[10, 10, 30, 30]], np.float32)
+    example = Example(np.zeros((1, 1, 3), np.uint8), (64, 64), box, np.array([1]), "a")
+    right = Found(box, np.array([1]), np.array([0.9], np.float32))
+    # Moved by 2 of 20 pixels: 18 * 20 shared of 22 * 20, an overlap of 0.82, past seven of the ten marks.
+    moved = Found(box + np.array([2, 0, 2, 0], np.float32), np.array([1]), np.array([0.9], np.float32))
+    assert average_precision([example], [right]) == pytest.approx({"ap": 1.0, "ap50": 1.0, "ap75": 1.0})
+    assert average_precision([example], [moved])["ap"] == pytest.approx(0.7)
+    nothing = Found(box[:0], np.array([], np.int64), np.array([], np.float32))
+    assert average_precision([example], [nothing]) == {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+    with pytest.raises(DataError, match="no box to score on"):
+        Detect().score(finder(), CODEC, [example._replace(boxes=box[:0], labels=np.array([], np.int64))])
+
+
+def test_predictions_do_not_depend_on_the_batch():
+    model = finder()
+    source = torch.randn(4, 3, 16, 24)
+    with torch.no_grad():
+        logits, boxes = predict(model, source)
+        one, alone = predict(model, source[2:3])
+    assert torch.allclose(logits[2:3], one, atol=1e-5) and torch.allclose(boxes[2:3], alone, atol=1e-5)

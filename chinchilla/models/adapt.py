@@ -57,7 +57,7 @@ class Lora(Adapted):
 
 
 class AdaLora(Adapted):
-    """W + scale · P·Λ·Q (Zhang 2023, arXiv 2303.10512, eq. 3), whose ranks `training.ranks` allots.
+    """W + scale · P·Λ·Q (Zhang 2023, arXiv 2303.10512, §3.1), whose ranks `training.ranks` allots.
 
     Λ is diagonal, zero at first. P and Q, Gaussian in the paper, begin orthonormal: where its penalty wants them.
     They are named as PEFT does: Q `lora_A` (rank, in), P `lora_B` (out, rank), Λ `lora_E` (rank, 1).
@@ -79,7 +79,7 @@ class AdaLora(Adapted):
         return self.base(x) + F.linear(turned, self.lora_B)
 
     def orthogonality(self) -> Tensor:
-        """‖PᵀP − I‖² + ‖QQᵀ − I‖², Frobenius norms (eq. 4); 0 where all directions are orthonormal."""
+        """‖PᵀP − I‖² + ‖QQᵀ − I‖², Frobenius norms (§3.1); 0 where all directions are orthonormal."""
         unit = torch.eye(len(self.lora_A), device=self.lora_A.device)
         right, left = self.lora_A @ self.lora_A.T - unit, self.lora_B.T @ self.lora_B - unit
         return right.square().sum() + left.square().sum()

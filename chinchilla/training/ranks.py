@@ -17,7 +17,7 @@ def settled_step(steps: int, allot: Allotment) -> int:
 
 
 def budget(step: int, steps: int, first: int, last: int, allot: Allotment) -> int:
-    """Ranks of all maps together after `step` of `steps`: `first`, then a cubic fall to `last` (eq. 12).
+    """Ranks of all maps together after `step` of `steps`: `first`, then a cubic fall to `last` (§3.3).
 
     b = last + (first − last) · (1 − (t − t_i)/(T − t_i − t_f))³ from t_i on. The paper prints t − t_i − t_f above the
     line, which joins neither end; its code has this.
@@ -59,7 +59,7 @@ class Ranks:
 
     @torch.no_grad()
     def _weigh(self) -> None:
-        """Smooth each number's sensitivity |w·∇w| and its uncertainty, by how much it strays (eq. 8 to 10)."""
+        """Smooth each number's sensitivity |w·∇w| and its uncertainty, by how much it strays (§3.2)."""
         for name, map in self.maps.items():
             new = 1 - map.settings.allot.smoothing
             for factor in FACTORS:
@@ -103,7 +103,7 @@ class Ranks:
         return dict(zip(scores, chosen.split([len(each) for each in scores.values()]), strict=True))
 
     def importance(self, name: str) -> Tensor:
-        """Of each direction of the map called `name` (rank,): its singular value's, and its vectors' means (eq. 7)."""
+        """Of each direction of the map called `name` (rank,): its singular value's, and its vectors' means (§3.2)."""
         right, left, value = (
             self._averages[f"{name}.{factor}.sensitivity"] * self._averages[f"{name}.{factor}.uncertainty"]
             for factor in FACTORS

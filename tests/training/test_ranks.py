@@ -58,7 +58,7 @@ class Maps(nn.Module):
 
 
 def test_importance_is_the_papers():
-    """Equations 7 to 10, by numpy in double precision, over a few steps of made-up gradients."""
+    """Its §3.2, by numpy in double precision, over a few steps of made-up gradients."""
     model = Maps(2, 6, Adapter(kind="adalora", rank=2, allot={"orthogonality": 0.0, "smoothing": 0.6}))
     ranks = Ranks(model)
     names = ("lora_A", "lora_B", "lora_E")

@@ -79,4 +79,4 @@ class Items(Frozen):
             hint = did_you_mean(unknown[0], self.names)
             raise MalformedError(f"no item {unknown[0]!r}{hint}; name items that were in the training data")
         notes = (f"passed over {len(unknown)} unknown items, {unknown[0]!r} first",) if unknown else ()
-        return Asked(known, len(known) + 1, notes)
+        return Asked(known, 0, notes)

@@ -4,16 +4,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from chinchilla.config.errors import FaultError
+from chinchilla.config.errors import DataError, FaultError
 from chinchilla.data.classes import Classes
 from chinchilla.data.codec import Asked
-from chinchilla.data.columns import Columns
+from chinchilla.data.columns import UNKNOWN, Columns
 from chinchilla.data.rows import MalformedError
 from chinchilla.data.text_classes import BATCH_TOKENS, open_classes
+
+MISSING = 0
+"""The code of a category that is not there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +63,34 @@ class TableClasses:
         return {"classes": list(self.classes.names), "columns": columns}
 
     def read_question(self, value: Any) -> Asked:
-        """As a codec: a row as values by column name; what is left out is missing.
+        """As a codec: a row as values by column name; notes say which are missing, and which no category known.
 
         Raises:
-            MalformedError: it is no such row.
-            DataError: see `Columns.encode_records`.
+            MalformedError: it is no such row; see `Columns.encode_records`.
         """
         if not isinstance(value, Mapping):
             raise MalformedError(f"{type(value).__name__} where a row is needed; give values by column name")
-        self.columns.encode_records([value])
-        return Asked(value)
+        for name, cell in value.items():
+            if isinstance(cell, list | Mapping):
+                raise MalformedError(f"column {name}: {type(cell).__name__} where a value is needed; give one")
+        try:
+            codes = self.columns.encode_records([value])[0]
+        except DataError as error:
+            # A single row needs no place.
+            raise MalformedError(str(error).removeprefix("input, row 1: ")) from None
+        return Asked(value, 0, tuple(self._notes(codes)))
+
+    def _notes(self, codes: NDArray[np.float32]) -> Iterator[str]:
+        numbers, categories = self.columns.numbers, self.columns.categories
+        names = [column.column for column in (*numbers, *categories)]
+        read = [bool(number.knots) for number in numbers] + [True] * len(categories)
+        empty = [*np.isnan(codes[: len(numbers)]), *(codes[len(numbers) :] == MISSING)]
+        missing = [name for name, is_read, is_empty in zip(names, read, empty, strict=True) if is_read and is_empty]
+        if missing:
+            yield f"no value for {', '.join(dict.fromkeys(missing))}: taken as missing"
+        strange = np.flatnonzero(codes[len(numbers) :] == UNKNOWN)
+        if len(strange):
+            yield f"{', '.join(categories[place].column for place in strange)}: no known category, or a rare one"
 
     def batches(self, questions: Sequence[Mapping[str, object]]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Places of rows that go through the model together, and their `source` (batch, columns).

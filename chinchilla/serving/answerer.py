@@ -13,6 +13,10 @@ ANSWER_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, MemoryE
 """What a model or tokenizer raises on an input it cannot take; anything else is a mistake in the program."""
 
 
+Options = tuple[tuple[str, Any], ...]
+"""Arguments of `Answerer.answer` by name, so that they can be compared."""
+
+
 @dataclass(frozen=True)
 class Card:
     """The facts shown of a served model.
@@ -34,13 +38,13 @@ class Card:
 
 @dataclass(frozen=True)
 class Question:
-    """What `Answerer.read` made of one question, to be answered whole; `options` are `Answerer.answer`'s, by name.
+    """What `Answerer.read` made of one question, to be answered whole.
 
     Questions with the same options may share a batch.
     """
 
     content: Any
-    options: tuple[tuple[str, Any], ...] = ()
+    options: Options = ()
 
 
 @dataclass(frozen=True)

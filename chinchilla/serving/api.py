@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import PurePath
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,12 +23,9 @@ from chinchilla.serving.requests import RefusedError
 from chinchilla.serving.ticket import ClientLeftError
 from chinchilla.serving.whole import WholeAnswers
 
-PAGE_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
+KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+"""Of the page's files, which all lie in `web`."""
+
 SHOWN_LIMITS = ("body_bytes", "image_body_bytes", "texts", "new_tokens", "beam_size", "request_s")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -50,7 +49,7 @@ class Api:
             Route("/v1/models", self.models),
             Route("/health", self.health),
             Route("/metrics", self.show_metrics),
-            *(Route(path, _page_file(*file)) for path, file in PAGE_FILES.items()),
+            *(Route("/" if file.name == "index.html" else f"/{file.name}", _shown(file)) for file in _page_files()),
         ]
 
     async def models(self, request: Request) -> Response:
@@ -83,8 +82,14 @@ class Api:
         return Response(text, media_type="text/plain; version=0.0.4")
 
 
-def _page_file(name: str, media_type: str) -> Endpoint:
-    content = (resources.files("chinchilla.serving") / "web" / name).read_bytes()
+def _page_files() -> list[Traversable]:
+    files = (resources.files("chinchilla.serving") / "web").iterdir()
+    return [file for file in files if PurePath(file.name).suffix in KINDS]
+
+
+def _shown(file: Traversable) -> Endpoint:
+    content = file.read_bytes()
+    media_type = KINDS[PurePath(file.name).suffix]
 
     async def show(request: Request) -> Response:
         return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})

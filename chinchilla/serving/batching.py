@@ -3,9 +3,9 @@
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-from chinchilla.serving.answerer import ANSWER_ERRORS, Answerer, Piece, Prompt, Question
+from chinchilla.serving.answerer import ANSWER_ERRORS, Answerer, Options, Piece, Prompt, Question
 from chinchilla.serving.limits import Limits
 from chinchilla.serving.metrics import Metrics
 from chinchilla.serving.queue import Failed, Queue, Row
@@ -137,7 +137,7 @@ class Completing:
             self._rows = [row for index, row in enumerate(self._rows) if index not in set(indices)]
 
 
-def _options(row: Row) -> tuple[tuple[str, Any], ...]:
+def _options(row: Row) -> Options:
     assert isinstance(row.item, Question)
     return row.item.options
 

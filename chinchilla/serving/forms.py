@@ -4,20 +4,21 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from chinchilla.config.plan import TaskName
-from chinchilla.serving.requests import Ask, ImageBody, RowBody, SearchBody, TextBody
+from chinchilla.serving.requests import Ask, HistoryBody, ImageBody, RowBody, SearchBody, TextBody
 
 
 class Form(NamedTuple):
     """A task whose answers come whole.
 
-    `asked` is the body's key of the questions, `answered` the answer's of the answers. `usage` names the counts of
+    `asked` is the body's key of the questions, `answered` the answer's of the answers; where that is None, a body has
+    one question, and its answer's own keys are told. `usage` names the counts of
     tokens read and written, as far as they are told; `blank` answers a text of blanks, which no model is asked.
     """
 
     path: str
     body: type[Ask]
     asked: str
-    answered: str
+    answered: str | None
     usage: tuple[str, ...] = ()
     blank: Mapping[str, Any] | None = None
 
@@ -32,6 +33,7 @@ FORMS: Mapping[TaskName, Form] = {
     "classify_text": Form("/v1/classify", TextBody, "text", "classifications", ("source_tokens",)),
     "classify_image": Form("/v1/classify", ImageBody, "image", "classifications"),
     "classify_table": Form("/v1/classify", RowBody, "row", "classifications"),
+    "recommend": Form("/v1/recommend", HistoryBody, "items", None),
 }
 
 CONTINUED: Mapping[TaskName, str] = {"generate": "/v1/completions", "dialogue": "/v1/chat/completions"}
@@ -48,4 +50,5 @@ DOES: Mapping[TaskName, str] = {
     "classify_text": "puts texts in classes",
     "classify_image": "puts images in classes",
     "classify_table": "puts rows of a table in classes",
+    "recommend": "recommends items",
 }

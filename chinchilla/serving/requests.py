@@ -12,10 +12,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import from_json
 from starlette.requests import Request
 
+from chinchilla.serving.answerer import Options
 from chinchilla.serving.limits import Limits
 
 SEED_MAX = 2**63 - 1
 MAX_STOPS = 8
+MAX_ITEMS = 1000
 
 
 class RefusedError(Exception):
@@ -104,7 +106,7 @@ class Ask(Body):
 
     model: str | None = None
 
-    def options(self, asked: str) -> tuple[tuple[str, Any], ...]:
+    def options(self, asked: str) -> Options:
         """The options by name, the questions being called `asked`."""
         return tuple(self.model_dump(exclude={asked, "model"}).items())
 
@@ -138,6 +140,14 @@ class StreamOptions(Body):
     """What a stream tells besides text."""
 
     include_usage: bool = False
+
+
+class HistoryBody(Ask):
+    """What somebody had, the latest last, to recommend `k` items after it."""
+
+    items: list[str | int]
+    k: int = Field(10, ge=1, le=MAX_ITEMS)
+    exclude_seen: bool = True
 
 
 class SamplingBody(Body):

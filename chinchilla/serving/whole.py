@@ -2,15 +2,16 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from chinchilla.data.codec import Asked
 from chinchilla.serving.answerer import Answer, Question
 from chinchilla.serving.engine import Engine
-from chinchilla.serving.forms import FORMS
+from chinchilla.serving.forms import FORMS, Form
 from chinchilla.serving.reading import Reading
 from chinchilla.serving.requests import Ask, RefusedError
 from chinchilla.serving.ticket import Ticket
@@ -29,37 +30,42 @@ class WholeAnswers:
         form = FORMS[self.reading.card.task]
         body = await self.reading.body(request, form.body)
         self._check_beam(body)
-        values = getattr(body, form.asked)
+        given = getattr(body, form.asked)
+        values = given if form.answered else [given]
         asked = await self.reading.questions(values, form.asked)
-        blank = [form.blank is not None and not value.strip() for value in values]
         options = body.options(form.asked)
-        rows = [Question(one.question, options) for one, no_need in zip(asked, blank, strict=True) if not no_need]
-        found = iter(await self._answers(request, rows))
-        answers = [Answer(form.blank or {}) if no_need else next(found) for no_need in blank]
-        written = sum(answer.num_tokens for answer in answers)
-        self.reading.metrics.tokens.add(written, "out")
-        told: dict[str, Any] = {
-            form.answered: [
-                dict(answer.content) | ({"notes": one.notes} if one.notes else {})
-                for answer, one in zip(answers, asked, strict=True)
-            ],
-            "model": self.reading.card.name,
+        rows = {
+            place: Question(one.question, options)
+            for place, one in enumerate(asked)
+            if form.blank is None or values[place].strip()
         }
-        if form.usage:
-            told["usage"] = dict(zip(form.usage, (sum(one.num_tokens for one in asked), written), strict=False))
-        return JSONResponse(told | {"time_s": time.perf_counter() - started_s})
+        answers = await self._answers(request, rows)
+        return JSONResponse(self._told(form, asked, answers) | {"time_s": time.perf_counter() - started_s})
 
-    async def _answers(self, request: Request, rows: Sequence[Question]) -> list[Answer]:
-        """The answer to each row, in order."""
-        answers: dict[int, Answer] = {}
-        if not rows:
-            return []
-        with contextlib.closing(Ticket(self.engine, rows, request)) as ticket:
-            while len(answers) < len(rows):
+    async def _answers(self, request: Request, rows: Mapping[int, Question]) -> dict[int, Answer]:
+        """The answer to each question, by its place."""
+        places, answers = list(rows), dict[int, Answer]()
+        if not places:
+            return answers
+        with contextlib.closing(Ticket(self.engine, list(rows.values()), request)) as ticket:
+            while len(answers) < len(places):
                 index, event = await ticket.next()
                 assert isinstance(event, Answer)
-                answers[index] = event
-        return [answers[index] for index in range(len(rows))]
+                answers[places[index]] = event
+        return answers
+
+    def _told(self, form: Form, asked: Sequence[Asked], answers: Mapping[int, Answer]) -> dict[str, Any]:
+        read = sum(one.num_tokens for one in asked)
+        written = sum(answer.num_tokens for answer in answers.values())
+        self.reading.metrics.tokens.add(written, "out")
+        blank = Answer(form.blank or {})
+        contents = [
+            dict(answers.get(place, blank).content) | ({"notes": one.notes} if one.notes else {})
+            for place, one in enumerate(asked)
+        ]
+        told = {form.answered: contents} if form.answered else contents[0]
+        usage = {"usage": dict(zip(form.usage, (read, written), strict=False))} if form.usage else {}
+        return {**told, "model": self.reading.card.name, **usage}
 
     def _check_beam(self, body: Ask) -> None:
         most = self.reading.limits.beam_size

@@ -71,14 +71,14 @@ class Recommend:
         return ", ".join(self._best(codec, next_scores(model, codec, [question])[0], SHOWN)[0])
 
     def serve(
-        self, model: Transformer, codec: Items, questions: Sequence[History], top: int = TOP, seen: bool = False
+        self, model: Transformer, codec: Items, questions: Sequence[History], k: int = TOP, exclude_seen: bool = True
     ) -> list[dict[str, Any]]:
-        """`recommendations` of each: `top` items with their probability, those of the history only where `seen`."""
+        """`recommendations` of each: `k` items, and how likely each is to come next as its score."""
         found = []
-        for row in next_scores(model, codec, questions, seen):
-            names, chances = self._best(codec, row, top)
+        for row in next_scores(model, codec, questions, not exclude_seen):
+            names, chances = self._best(codec, row, k)
             pairs = zip(names, chances, strict=True)
-            found.append({"recommendations": [{"item": name, "probability": chance} for name, chance in pairs]})
+            found.append({"recommendations": [{"item": name, "score": chance} for name, chance in pairs]})
         return found
 
     def show(self, example: tuple[History, str]) -> tuple[str, str | None]:

@@ -13,7 +13,6 @@ from chinchilla.serving.forms import CONTINUED
 from chinchilla.verbs.load import Model, load
 
 CHUNK = 64
-_EXAMPLE = 'write an object a line, like {"column": "value"}'
 
 log = logging.getLogger("chinchilla")
 
@@ -23,7 +22,7 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """One answer a question, in order: JSON by name, as the server's.
 
-    A question is given in words: a text, an image's path, a row of a table as JSON.
+    A question is given in words: a text, an image's path, a row of a table or a history as JSON.
 
     Raises:
         UsageError: no model there.
@@ -33,17 +32,24 @@ def predict(
     chunk = 1 if model.card.task in CONTINUED else CHUNK
     for start in range(0, len(words), chunk):
         numbered = enumerate(words[start : start + chunk], start + 1)
-        questions = [_read(model, text, sampling, f"question {number}") for number, text in numbered]
+        questions = [read_words(model, text, sampling, f"question {number}") for number, text in numbered]
         for answer in model.answer(questions, **_options(model.card.task, beam_size, sampling)):
             yield dict(answer.content)
 
 
 def in_words(content: Mapping[str, Any]) -> str:
-    """An answer as a line: its text, or its class."""
+    """An answer as a line: its text, its class, or the items it recommends."""
+    if "recommendations" in content:
+        return ", ".join(each["item"] for each in content["recommendations"])
     return content["text"] if "text" in content else content["label"]
 
 
-def _read(model: Model, text: str, sampling: Sampling, place: str) -> Any:
+def read_words(model: Model, text: str, sampling: Sampling, place: str) -> Any:
+    """A question given in words, as `Model.answer` takes it; what was made of it is logged.
+
+    Raises:
+        DataError: it cannot be answered; names `place`.
+    """
     try:
         asked = model.read(_value(model, text, sampling))
     except DataError as error:
@@ -62,18 +68,20 @@ def _value(model: Model, text: str, sampling: Sampling) -> Any:
         case "classify_image":
             return Path(text)
         case "classify_table":
-            return _object(text)
+            return _json(text, dict, 'an object, like {"column": "value"}')
+        case "recommend":
+            return _json(text, list, 'a list of items, the latest last, like ["one", "another"]')
         case _:
             return text
 
 
-def _object(text: str) -> dict[str, Any]:
+def _json(text: str, kind: type, example: str) -> Any:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise DataError(f"not valid JSON ({error}); {_EXAMPLE}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"JSON, but no object; {_EXAMPLE}")
+        raise DataError(f"not valid JSON ({error}); write {example}") from None
+    if not isinstance(value, kind):
+        raise DataError(f"JSON of another kind; write {example}")
     return value
 
 

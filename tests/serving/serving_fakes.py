@@ -72,7 +72,7 @@ class Translator(Fake):
 class Classifier(Fake):
     """Puts every question in class `a` if what `read` made of it is even, else in `b`.
 
-    A text is its length, an image its bytes' length, a row the sum of its values; `column` is the only one there is.
+    A text and an image count by their length, a row by its `age`. `poison` in a text breaks the batch.
     """
 
     def __init__(self, what: str, **card) -> None:
@@ -86,27 +86,27 @@ class Classifier(Fake):
                 raise DataError("an empty text has no class; give one that says something")
             words = value.split()
             notes = () if len(words) < 10 else (f"read the first 9 of {len(words)} tokens",)
-            return Asked(len(value), min(10, len(words) + 1), notes)
+            return Asked(value, min(10, len(words) + 1), notes)
         if self.what == "image":
             if not value.startswith(b"PNG"):
                 raise DataError("not an image of a kind that is read; convert it, or take it away")
-            return Asked(len(value))
+            return Asked(value)
         strange = [name for name in value if name not in ("age", "job")]
         if strange:
             raise DataError(f"no column {strange[0]!r}; there are: age, job")
         missing = [name for name in ("age", "job") if value.get(name) is None]
         notes = (f"no value for {', '.join(missing)}: taken as missing",) if missing else ()
-        return Asked(int(value.get("age") or 0), 0, notes)
+        return Asked("-" * int(value.get("age") or 0), 0, notes)
 
-    def answer(self, questions: Sequence[int]) -> list[Answer]:
+    def answer(self, questions: Sequence[str | bytes]) -> list[Answer]:
         self.batches.append(list(questions))
         self.pause()
-        return [
-            Answer(
-                {"label": "ab"[number % 2], "probabilities": {"a": 0.75 - number % 2 / 2, "b": 0.25 + number % 2 / 2}}
-            )
-            for number in questions
-        ]
+        if "poison" in questions:
+            raise RuntimeError("index out of range in self")
+        return [self.verdict(len(question) % 2) for question in questions]
+
+    def verdict(self, odd: int) -> Answer:
+        return Answer({"label": "ab"[odd], "probabilities": {"a": 0.75 - odd / 2, "b": 0.25 + odd / 2}})
 
 
 FORMS = {
@@ -120,6 +120,31 @@ FORMS = {
         ],
     },
 }
+
+
+class Recommender(Fake):
+    """Recommends the films that come next in the alphabet, the nearest with the highest score."""
+
+    def __init__(self, **card) -> None:
+        super().__init__("recommend", **({"form": {"items": list("abcdefgh")}} | card))
+
+    def read(self, value: list) -> Asked:
+        known = [str(name) for name in value if str(name) in "abcdefgh"]
+        if not known:
+            raise DataError(
+                f"no item {str(value[0])!r}; name items that were in the training data" if value else "empty"
+            )
+        notes = (f"passed over {len(value) - len(known)} unknown items",) if len(known) < len(value) else ()
+        return Asked(known, len(known) + 1, notes)
+
+    def answer(self, questions: Sequence[list[str]], k: int, exclude_seen: bool) -> list[Answer]:
+        return [Answer({"recommendations": self.next(seen, k, exclude_seen)}) for seen in questions]
+
+    def next(self, seen: list[str], k: int, exclude_seen: bool) -> list[dict]:
+        letters = "abcdefgh" * 2
+        after = letters[letters.index(seen[-1]) + 1 :][:8]
+        found = [name for name in after if not (exclude_seen and name in seen)]
+        return [{"item": name, "score": 1 / (place + 1)} for place, name in enumerate(found[:k])]
 
 
 class Writer(Fake):

@@ -33,12 +33,12 @@ def test_a_score_is_the_models_next_token_after_the_last_items():
 
 def test_what_a_user_has_had_is_not_recommended():
     model, task = decoder(), Recommend()
-    (found,) = task.serve(model, ITEMS, HISTORIES[2:], top=15)
+    (found,) = task.serve(model, ITEMS, HISTORIES[2:], k=15)
     items = [each["item"] for each in found["recommendations"]]
     assert len(items) == 10 and not set(items) & set(HISTORIES[2])  # ten are left
-    chances = [each["probability"] for each in found["recommendations"]]
+    chances = [each["score"] for each in found["recommendations"]]
     assert chances == sorted(chances, reverse=True) and sum(chances) < 1
-    (again,) = task.serve(model, ITEMS, HISTORIES[2:], top=30, seen=True)
+    (again,) = task.serve(model, ITEMS, HISTORIES[2:], k=30, exclude_seen=False)
     assert len(again["recommendations"]) == 30
     assert task.reply(model, ITEMS, HISTORIES[2]) == ", ".join(items[:5])
 

@@ -25,6 +25,9 @@ CLASS_WEIGHT, CORNER_WEIGHT, OVERLAP_WEIGHT = 2.0, 5.0, 2.0
 FOCUS, RARE = 2.0, 0.25
 """Gamma and alpha of the focal loss (Lin 2017, arXiv 1708.02002): nearly all positions hold nothing."""
 
+NOTHING = -4.6
+"""Added to every logit: before anything is learned a position holds nothing, with 99 in 100 (Lin 2017, §3.3)."""
+
 MOST_BOXES = 100
 """An image's surest boxes that are scored: what COCO counts."""
 
@@ -161,7 +164,7 @@ def predict(model: Transformer, source: Tensor) -> tuple[Tensor, Tensor]:
     """Class logits (batch, patches, classes) and boxes (batch, patches, 4), both fp32."""
     assert model.box_head is not None
     states = model.encode(source)[:, 1:]
-    return model.logits(states).float(), model.box_head(states)
+    return model.logits(states).float() + NOTHING, model.box_head(states)
 
 
 def match(logits: Tensor, boxes: Tensor, labels: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

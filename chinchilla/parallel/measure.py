@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import torch
-from pydantic import ValidationError
 
 from chinchilla.config.machine import Machine, MatmulRate, Precision
+from chinchilla.store.atomic import failures_named, make_folder, write_text
 
 Product = tuple[int, int, int]
 
@@ -97,7 +97,12 @@ def cached_measure(
     Measured anew when `refresh` is set, when nothing readable is there for this processor, thread count and torch
     version, or when it is more than 30 days old. `extend` adds what takes longer, where it isn't there yet: a
     machine without power has not been extended.
+
+    Raises:
+        FaultError: the folder cannot be made or written to.
     """
+    with failures_named(folder):
+        make_folder(folder)  # before the minutes of measuring that would be lost
     path = folder / f"machine-{_key(device, threads)}.json"
     known = None if refresh else _read(path)
     if known is not None:
@@ -107,7 +112,7 @@ def cached_measure(
         with _threads(threads):
             machine = extend(machine)
     if machine is not known:
-        _write(machine, path)
+        write_text(path, machine.model_dump_json(indent=1) + "\n")
     if not machine.calibration:
         log.info("step times by the roofline, a guess, until `chinchilla measure` has fitted real steps")
     return machine
@@ -232,21 +237,14 @@ def _key(device: str, threads: int | None) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
-def _write(machine: Machine, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(machine.model_dump_json(indent=1), encoding="utf-8")
-    temporary.replace(path)
-
-
 def _read(path: Path) -> Machine | None:
     """A kept measurement that is still good."""
     if not path.exists():
         return None
     try:
         machine = Machine.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError):
+        age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(machine.measured_at)
+    except (ValueError, TypeError):  # no machine in it, or a date that is none or lacks its zone
         log.warning("%s is not readable: measuring anew", path)
         return None
-    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(machine.measured_at)
     return machine if age < datetime.timedelta(days=KEEP_DAYS) else None

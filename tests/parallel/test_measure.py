@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from chinchilla.config.errors import FaultError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.machine import Machine, MatmulRate, Power
 from chinchilla.parallel import measure as room
@@ -174,6 +175,26 @@ def test_measured_anew_after_thirty_days(
     kept.write_text(machine.model_copy(update={"measured_at": then.isoformat()}).model_dump_json())
     cached_measure(tmp_path, threads=1)
     assert len(calls) == (2 if anew else 1)
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_measured(
+    tmp_path: Path, calls: list[int | None]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FaultError, match="file"):
+        cached_measure(tmp_path / "file" / "cache", threads=1)
+    assert not calls
+
+
+@pytest.mark.parametrize("date", ["yesterday", "2026-11-22T00:00:00"])
+def test_a_date_that_is_none_is_said(
+    tmp_path: Path, calls: list[int | None], machine: Machine, date: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cached_measure(tmp_path, threads=1)
+    (kept,) = tmp_path.iterdir()
+    kept.write_text(machine.model_copy(update={"measured_at": date}).model_dump_json())
+    assert cached_measure(tmp_path, threads=1) == machine
+    assert "not readable" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"name": "half a machine"}', "\udcff"])

@@ -85,7 +85,9 @@ class Trainer:
         self.progress = Progress()
         self.average = copy_weights(self.model) if self.training.ema_decay else None
         self.best: Weights = {}
-        self.watch = Watch(math.log(self.model.shape.vocab_size))
+        shape = self.model.shape
+        # Boxes are not chosen among so many: what knowing nothing of them costs has to be seen.
+        self.watch = Watch(math.inf if shape.boxes else math.log(shape.num_outputs))
         self.records = Records(self.folder)
         self.saver = Saver(self.folder, self.training.keep_checkpoints, self.records, self.monitor)
         self.returns = Returns(self.folder, self.records, self.saver)

@@ -34,7 +34,10 @@ def require_finite(value: float, what: str) -> None:
 
 
 class Watch:
-    """The losses of late beside the best there were; `start` is what knowing nothing costs, log(vocab_size)."""
+    """The losses of late beside the best there were.
+
+    `start` is what knowing nothing costs: the logarithm of how many there are to choose among, or infinite.
+    """
 
     def __init__(self, start: float) -> None:
         self.best = start
@@ -61,9 +64,10 @@ class Watch:
 
     def to_state(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"losses": list(self.losses), "best_median": self.best}
+        return {"losses": list(self.losses), "best_median": self.best if math.isfinite(self.best) else None}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what `to_state` gave; a checkpoint of an earlier release has none of it."""
         self.losses = deque(state.get("losses", ()), WINDOW)
-        self.best = state.get("best_median", self.best)
+        best = state.get("best_median")
+        self.best = self.best if best is None else best

@@ -79,3 +79,15 @@ def test_what_is_no_number_is_named(value):
     with pytest.raises(DivergedError, match=rf"the gradient is {value}; train anew with a lower train\.learning_rate"):
         require_finite(value, "gradient")
     require_finite(1e300, "gradient")
+
+
+def test_where_the_start_is_not_known_the_first_window_is_the_measure():
+    watch = Watch(math.inf)
+    assert json.loads(json.dumps(watch.to_state(), allow_nan=False))["best_median"] is None
+    for _ in range(WINDOW):
+        watch.see(100.0)
+    again = Watch(math.inf)
+    again.load(watch.to_state())
+    with pytest.raises(DivergedError, match=r"the loss rose to 10\d, from 100"):
+        for _ in range(WINDOW):
+            again.see(100.0 + 2 * RISE)

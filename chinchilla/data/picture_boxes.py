@@ -1,40 +1,68 @@
 """The codec of detection: images letterboxed into a frame, their classes, and batches of both with boxes."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chinchilla.config.errors import DataError
 from chinchilla.data.augment import to_unit
 from chinchilla.data.batches import IGNORED
 from chinchilla.data.boxes import Scenes
 from chinchilla.data.codec import Asked
 from chinchilla.data.letterbox import Boxes, into_frame, letterbox, out_of_frame
 from chinchilla.data.packing import Rows
-from chinchilla.data.picture_classes import PictureClasses, Question
-from chinchilla.data.raster import decode
+from chinchilla.data.picture_classes import BATCH_PIXELS, PictureClasses, Question
+from chinchilla.data.raster import Pixels, decode, read_header
+from chinchilla.data.rows import MalformedError
+
+
+class Framed(NamedTuple):
+    """An image letterboxed into the frame, uint8 (height, width, channels), and its own height and width."""
+
+    image: Pixels
+    height: int
+    width: int
 
 
 @dataclass(frozen=True, eq=False)
 class PictureBoxes(PictureClasses):
     """Images, letterboxed into one frame, to normalised pixels; boxes out of the frame again."""
 
-    def read_question(self, image: Question) -> Asked:
-        """As a codec: the image's pixels in the frame.
+    def read_question(self, image: Question | Framed) -> Asked:
+        """As a codec: the image in the frame. Pixels are taken to be in it already.
 
         Raises:
             MalformedError: no image that can be read.
+            DataError: the same, of a file; names it.
         """
-        if isinstance(image, np.ndarray):
+        if isinstance(image, Framed):
             return Asked(image)
-        return Asked(decode(image, self.size, letterbox))
+        if isinstance(image, np.ndarray):
+            return Asked(Framed(image, *image.shape[:2]))
+        try:
+            height, width, _ = read_header(image).size
+            return Asked(Framed(decode(image, self.size, letterbox), height, width))
+        except MalformedError as problem:
+            if isinstance(image, Path):
+                raise DataError(f"{image}: {problem}") from None
+            raise
 
-    def unframed(self, boxes: Boxes, size: tuple[int, int]) -> Boxes:
-        """Boxes (n, 4) in pixels of the frame, in those of an image of this height and width."""
-        return out_of_frame(boxes, *size, self.size)
+    def batches(self, questions: Sequence[Any]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Places of framed images, in order, and their `source` (batch, channels, height, width)."""
+        most = max(1, BATCH_PIXELS // (self.size.height * self.size.width))
+        for start in range(0, len(questions), most):
+            some = [self.read_question(each).question.image for each in questions[start : start + most]]
+            yield list(range(start, start + len(some))), {"source": self.normalised(to_unit(np.stack(some)))}
+
+    def unframed(self, boxes: Boxes, framed: Framed) -> Boxes:
+        """Boxes (n, 4) in pixels of the frame, in those of the image."""
+        return out_of_frame(boxes, framed.height, framed.width, self.size)
 
 
 class SceneBatches:

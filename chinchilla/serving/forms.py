@@ -33,6 +33,7 @@ FORMS: Mapping[TaskName, Form] = {
     "classify_text": Form("/v1/classify", TextBody, "text", "classifications", ("source_tokens",)),
     "classify_image": Form("/v1/classify", ImageBody, "image", "classifications"),
     "classify_table": Form("/v1/classify", RowBody, "row", "classifications"),
+    "detect": Form("/v1/detect", ImageBody, "image", "detections"),
     "recommend": Form("/v1/recommend", HistoryBody, "items", None),
 }
 
@@ -50,5 +51,6 @@ DOES: Mapping[TaskName, str] = {
     "classify_text": "puts texts in classes",
     "classify_image": "puts images in classes",
     "classify_table": "puts rows of a table in classes",
+    "detect": "finds things in images",
     "recommend": "recommends items",
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chinchilla.config.errors import DataError
 from chinchilla.config.plan import TaskName
-from chinchilla.data.picture_boxes import PictureBoxes
+from chinchilla.data.picture_boxes import Framed, PictureBoxes
 from chinchilla.models.boxes import corners, generalised_iou
 from chinchilla.models.head import IGNORE
 from chinchilla.models.transformer import Transformer
@@ -44,10 +44,9 @@ class Found(NamedTuple):
 
 
 class Example(NamedTuple):
-    """An image uint8 (height, width, channels) in its frame, its own size, and what is in it, as `Found`."""
+    """An image in its frame, and what is in it: boxes (n, 4) as x0, y0, x1, y1 in its own pixels, and classes."""
 
-    image: NDArray[np.uint8]
-    size: tuple[int, int]
+    framed: Framed
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     name: str
@@ -91,20 +90,17 @@ class Detect:
         """
         if not sum(len(example.boxes) for example in examples):
             raise DataError("the test data has no box to score on; name some in data.test")
-        found = self._find(model, codec, [example.image for example in examples], on_progress)
-        placed = [codec.unframed(each.boxes, example.size) for each, example in zip(found, examples, strict=True)]
-        metrics = average_precision(
-            examples, [each._replace(boxes=boxes) for each, boxes in zip(found, placed, strict=True)]
-        )
+        found = self._find(model, codec, [example.framed for example in examples], on_progress)
+        metrics = average_precision(examples, found)
         told = [
             Sample(example.name, self._told(codec, example.labels), self._told(codec, each.labels[each.scores > SURE]))
             for example, each in zip(examples, found, strict=True)
         ]
         return Score(metrics, tuple(told))
 
-    def question(self, example: Example) -> NDArray[np.uint8]:
+    def question(self, example: Example) -> Framed:
         """The image."""
-        return example.image
+        return example.framed
 
     def reply(self, model: Transformer, codec: PictureBoxes, question: Any) -> str:
         """What is in it, in words."""
@@ -112,12 +108,11 @@ class Detect:
         return self._told(codec, found.labels[found.scores > SURE])
 
     def serve(self, model: Transformer, codec: PictureBoxes, questions: Sequence[Any]) -> list[dict[str, Any]]:
-        """`boxes` of each: label, score, and x0, y0, x1, y1 as shares of the frame's width and height."""
-        height, width, _ = codec.size
+        """`boxes` of each: label, score, and x0, y0, x1, y1 as shares of the image's width and height."""
         answers = []
-        for found in self._find(model, codec, questions):
+        for framed, found in zip(questions, self._find(model, codec, questions), strict=True):
             kept = found.scores > SURE
-            shares = found.boxes[kept] / np.array([width, height, width, height], np.float32)
+            shares = found.boxes[kept] / np.array([framed.width, framed.height] * 2, np.float32)
             rows = zip(found.labels[kept], found.scores[kept], shares, strict=True)
             answers.append(
                 {
@@ -138,10 +133,10 @@ class Detect:
         self,
         model: Transformer,
         codec: PictureBoxes,
-        images: Sequence[NDArray[np.uint8]],
+        images: Sequence[Framed],
         on_progress: Callable[[float], None] = lambda done: None,
     ) -> list[Found]:
-        """What is in each image; boxes in pixels of the frame."""
+        """What is in each image; boxes in its pixels."""
         found: list[Found] = []
         device = model.head.weight.device
         for _, inputs in codec.batches(images):
@@ -150,7 +145,8 @@ class Detect:
                 scores, order = one.flatten().topk(min(MOST_BOXES, one.numel()))
                 kept = corners(places[order // one.shape[1]]).cpu().numpy()
                 scale = np.array([codec.size.width, codec.size.height] * 2, np.float32)
-                found.append(Found(kept * scale, (order % one.shape[1]).cpu().numpy(), scores.cpu().numpy()))
+                placed = codec.unframed(kept * scale, images[len(found)])
+                found.append(Found(placed, (order % one.shape[1]).cpu().numpy(), scores.cpu().numpy()))
             on_progress(len(found) / len(images))
         return found
 
@@ -196,7 +192,7 @@ def average_precision(examples: Sequence[Example], found: Sequence[Found]) -> di
     right = COCO()
     right.dataset = {
         "images": [
-            {"id": index, "height": int(example.size[0]), "width": int(example.size[1])}
+            {"id": index, "height": example.framed.height, "width": example.framed.width}
             for index, example in enumerate(examples, start=1)
         ],
         "categories": [{"id": int(label) + 1, "name": str(label)} for label in _labels(examples)],

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +40,6 @@ BATCH_TOKENS = 2048
 
 LEARNING_RATE = 5e-3
 """Peak rate of small models for runs of minutes: 3e-3 and 6e-3 did alike in trials (docs/training.md)."""
-
-RATES: Mapping[TaskName, float] = {"detect": 1e-3}
-"""The same where it differs: sets of boxes diverged at 5e-3."""
 
 START_RATE, ADAPTER_RATE = 5e-4, 2e-3
 """The same where weights are taken over, and where an adapter is trained beside them: guesses, to forget little."""
@@ -152,7 +149,7 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     epochs = flops / (6 * search.typical_params(flops)) / prepared.facts.unique_tokens
     advice = law_advice(run, prepared, machine, flops)
     batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else _batch_labels(prepared.facts))
-    rate = advice.learning_rate if advice else RATES.get(run.task, LEARNING_RATE)
+    rate = advice.learning_rate if advice else LEARNING_RATE
     if prepared.start is not None:
         rate = ADAPTER_RATE if run.adapter is not None else START_RATE
     defaults = {

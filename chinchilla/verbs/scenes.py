@@ -9,7 +9,7 @@ from chinchilla.config.shape import ImageStem
 from chinchilla.data.boxes import Scenes
 from chinchilla.data.classes import Classes
 from chinchilla.data.letterbox import Size
-from chinchilla.data.picture_boxes import PictureBoxes, SceneBatches
+from chinchilla.data.picture_boxes import Framed, PictureBoxes, SceneBatches
 from chinchilla.data.picture_classes import colours_of
 from chinchilla.data.picture_split import ImageSplit, split_scenes
 from chinchilla.planning.search import Facts
@@ -40,7 +40,8 @@ def _examples(run: Run, split: ImageSplit[Scenes]) -> tuple[Example, ...]:
     test = split.test
     rows = zip(test.images, test.sizes, test.boxes, test.labels, test.names, strict=True)
     return tuple(
-        Example(image, (int(size[0]), int(size[1])), boxes, labels, name) for image, size, boxes, labels, name in rows
+        Example(Framed(image, int(size[0]), int(size[1])), boxes, labels, name)
+        for image, size, boxes, labels, name in rows
     )
 
 

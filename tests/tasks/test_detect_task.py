@@ -14,7 +14,7 @@ from chinchilla.config.shape import ImageStem
 from chinchilla.data.boxes import Scenes
 from chinchilla.data.classes import Classes
 from chinchilla.data.letterbox import Size
-from chinchilla.data.picture_boxes import PictureBoxes, SceneBatches
+from chinchilla.data.picture_boxes import Framed, PictureBoxes, SceneBatches
 from chinchilla.data.picture_classes import Colours
 from chinchilla.models.boxes import BoxHead, corners, generalised_iou
 from chinchilla.tasks.detect import Detect, Example, Found, average_precision, match, predict
@@ -116,13 +116,13 @@ def test_a_scene_is_learned_by_heart():
         Detect().loss(model, batch, Objective()).total.backward()
         optimizer.step()
     examples = [
-        Example(image, (16, 24), boxes, labels, name)
+        Example(Framed(image, 16, 24), boxes, labels, name)
         for image, boxes, labels, name in zip(few.images, few.boxes, few.labels, few.names, strict=True)
     ]
     score = Detect().score(model.eval(), CODEC, examples)
     assert score.metrics["ap50"] > 0.9
     assert [sample.output for sample in score.samples] == [sample.reference for sample in score.samples]
-    answer = Detect().serve(model, CODEC, [few.images[2]])[0]["boxes"]
+    answer = Detect().serve(model, CODEC, [Framed(few.images[2], 16, 24)])[0]["boxes"]
     assert {each["label"] for each in answer} == {"cup", "ring"} and all(0 <= v <= 1 for b in answer for v in b["box"])
 
 
@@ -144,7 +144,7 @@ def test_flips_turn_boxes_with_their_images():
 
 def test_precision_is_cocos():
     box = np.array([[10, 10, 30, 30]], np.float32)
-    example = Example(np.zeros((1, 1, 3), np.uint8), (64, 64), box, np.array([1]), "a")
+    example = Example(Framed(np.zeros((1, 1, 3), np.uint8), 64, 64), box, np.array([1]), "a")
     right = Found(box, np.array([1]), np.array([0.9], np.float32))
     # Moved by 2 of 20 pixels: 18 * 20 shared of 22 * 20, an overlap of 0.82, past seven of the ten marks.
     moved = Found(box + np.array([2, 0, 2, 0], np.float32), np.array([1]), np.array([0.9], np.float32))

@@ -15,6 +15,7 @@ const FORMS = {
   classify_text: classify,
   classify_image: classify,
   classify_table: classify,
+  detect: classify,
   recommend,
 };
 const READY = {

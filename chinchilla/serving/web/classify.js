@@ -1,18 +1,21 @@
-// A text, an image or a row of a table, and how likely each class is.
+// A text, an image or a row of a table, and how likely each class is; or the things in an image, and where.
 
 import { answer, complain, curl, element, make, milliseconds, noted, quoted } from "/page.js";
 
-const PATH = "/v1/classify";
+let PATH = "/v1/classify";
 const BARS = 12;
 
 export const id = "classify";
 let kind;
+let finds = false;
 let columns = [];
 let file = null;
 let mostBytes = 0;
 
 export function start(model) {
-  kind = model.task.replace("classify_", "");
+  finds = model.task === "detect";
+  if (finds) PATH = "/v1/detect";
+  kind = finds ? "image" : model.task.replace("classify_", "");
   mostBytes = model.limits.image_body_bytes;
   element(`classify-${kind}`).hidden = false;
   if (kind === "image") startImage();
@@ -28,8 +31,9 @@ export async function run() {
   const begin = performance.now();
   element("classify-note").textContent = "";
   const told = await answer(PATH, await body());
-  const [found] = told.classifications;
-  showBars(found);
+  const [found] = finds ? told.detections : told.classifications;
+  if (finds) showBoxes(found.boxes);
+  else showBars(found);
   const took = [milliseconds(performance.now() - begin)];
   if (told.usage) took.push(`${told.usage.source_tokens} tokens`);
   element("classify-note").textContent = noted(took, found.notes);
@@ -50,6 +54,25 @@ function showBars(found) {
   element("bars").replaceChildren(...ranked.slice(0, BARS).map(([name, chance]) => bar(name, chance, name === found.label)));
   const rest = ranked.slice(BARS).reduce((sum, [, chance]) => sum + chance, 0);
   if (ranked.length > BARS) element("bars").append(bar(`${ranked.length - BARS} others`, rest, false));
+}
+
+async function showBoxes(boxes) {
+  element("verdict").textContent = boxes.length === 1 ? "1 thing found" : `${boxes.length} things found`;
+  element("bars").replaceChildren(...boxes.map(({ label, score }, index) => bar(`${index + 1} ${label}`, score, true)));
+  await draw(file);
+  const canvas = element("preview");
+  const pen = canvas.getContext("2d");
+  pen.lineWidth = 2;
+  pen.font = "13px sans-serif";
+  boxes.forEach(({ box: [x0, y0, x1, y1] }, index) => {
+    const [left, top] = [x0 * canvas.width, y0 * canvas.height];
+    pen.strokeStyle = "#e0245e";
+    pen.strokeRect(left, top, (x1 - x0) * canvas.width, (y1 - y0) * canvas.height);
+    pen.fillStyle = "#e0245e";
+    pen.fillRect(left, top, 18, 16);
+    pen.fillStyle = "white";
+    pen.fillText(String(index + 1), left + 4, top + 12);
+  });
 }
 
 function bar(name, chance, chosen) {
@@ -89,12 +112,17 @@ async function choose(chosen) {
   if (!chosen) return;
   file = chosen;
   complain(null);
-  const canvas = element("preview");
-  canvas.hidden = true;
+  element("preview").hidden = true;
   element("file-name").textContent = chosen.name;
+  await draw(chosen);
+  element("classify").dispatchEvent(new Event("input"));
+}
+
+async function draw(chosen) {
+  const canvas = element("preview");
   try {
     const image = await createImageBitmap(chosen);
-    const scale = Math.min(1, 480 / Math.max(image.width, image.height));
+    const scale = Math.min(finds ? 4 : 1, 480 / Math.max(image.width, image.height));
     canvas.width = Math.max(1, Math.round(image.width * scale));
     canvas.height = Math.max(1, Math.round(image.height * scale));
     canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
@@ -104,7 +132,6 @@ async function choose(chosen) {
   } catch {
     element("file-name").textContent = `${chosen.name} (this browser cannot show it; the server may read it)`;
   }
-  element("classify").dispatchEvent(new Event("input"));
 }
 
 function dataUrl(chosen) {

@@ -1,6 +1,6 @@
 // A history of items, and what may come next.
 
-import { answer, complain, curl, element, make, milliseconds, noted } from "/page.js";
+import { answer, curl, element, make, milliseconds, noted } from "/page.js";
 
 const PATH = "/v1/recommend";
 const SUGGESTED = 5000;
@@ -55,7 +55,6 @@ export const command = () => curl(PATH, body());
 export async function run() {
   const begin = performance.now();
   add();
-  if (!items.length) return complain(new Error("add an item first"));
   element("recommend-note").textContent = "";
   const told = await answer(PATH, body());
   element("recommended").replaceChildren(

@@ -130,10 +130,8 @@ class Recommender(Fake):
 
     def read(self, value: list) -> Asked:
         known = [str(name) for name in value if str(name) in "abcdefgh"]
-        if not known:
-            raise DataError(
-                f"no item {str(value[0])!r}; name items that were in the training data" if value else "empty"
-            )
+        if value and not known:
+            raise DataError(f"no item {str(value[0])!r}; name items that were in the training data")
         notes = (f"passed over {len(value) - len(known)} unknown items",) if len(known) < len(value) else ()
         return Asked(known, len(known) + 1, notes)
 
@@ -142,7 +140,7 @@ class Recommender(Fake):
 
     def next(self, seen: list[str], k: int, exclude_seen: bool) -> list[dict]:
         letters = "abcdefgh" * 2
-        after = letters[letters.index(seen[-1]) + 1 :][:8]
+        after = letters[letters.index(seen[-1]) + 1 :][:8] if seen else letters[:8]
         found = [name for name in after if not (exclude_seen and name in seen)]
         return [{"item": name, "score": 1 / (place + 1)} for place, name in enumerate(found[:k])]
 

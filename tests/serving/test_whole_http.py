@@ -2,13 +2,19 @@
 
 import base64
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_fakes import Classifier, Recommender, Running, Translator, eventually, running
 from test_refusals_http import JSON, json_values, refused
+
+from chinchilla.config.plan import TaskName
+from chinchilla.serving.forms import DOES, PATHS
 
 PNG = b"PNG\r\n a picture"
 
@@ -35,6 +41,13 @@ def rows():
 def films():
     with running(Recommender()) as server:
         yield server
+
+
+def test_every_task_is_served_and_has_a_form_on_the_page():
+    tasks = set(get_args(TaskName))
+    assert tasks == set(PATHS) == set(DOES)
+    page = (resources.files("chinchilla.serving") / "web" / "app.js").read_text()
+    assert all(re.search(rf"^  {task}[:,]", page, re.MULTILINE) for task in tasks)
 
 
 def encoded(data: bytes) -> str:
@@ -179,6 +192,7 @@ def test_recommendations(films: Running):
     told = films.post("/v1/recommend", {"items": ["c", "d", 5], "k": 2}).json()
     assert told["recommendations"] == [{"item": "e", "score": 1.0}, {"item": "f", "score": 0.5}]
     assert told["notes"] == ["passed over 1 unknown items"] and told["model"] == "fake-recommend"
+    assert len(films.post("/v1/recommend", {"items": []}).json()["recommendations"]) == 8
     again = films.post("/v1/recommend", {"items": ["h", "a", "b"], "k": 8, "exclude_seen": False}).json()
     assert {"a", "b", "h"} <= {one["item"] for one in again["recommendations"]}
 
@@ -187,7 +201,6 @@ def test_recommendations(films: Running):
     ("body", "words"),
     [
         ({"items": ["zz"]}, ["items:", "'zz'"]),
-        ({"items": []}, ["items:"]),
         ({"items": "a"}, ["items:"]),
         ({"items": ["a", True]}, ["items.1"]),
         ({"items": ["a"], "k": 0}, ["k:"]),

@@ -12,7 +12,7 @@ import torch
 from chinchilla.config.errors import BudgetError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.machine import Machine
-from chinchilla.config.plan import Decision, Plan, TaskName, Training
+from chinchilla.config.plan import Decision, OptimizerKind, Plan, TaskName, Training
 from chinchilla.config.run import Run
 from chinchilla.config.units import show_bytes, show_count, show_time
 from chinchilla.data.sources import default_cache
@@ -153,7 +153,7 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     if prepared.start is not None:
         rate = ADAPTER_RATE if run.adapter is not None else START_RATE
     defaults = {
-        "optimizer": "muon",
+        "optimizer": "muon" if run.adapter is None else "adamw",
         "learning_rate": rate,
         "embedding_learning_rate": fixed.learning_rate or rate,
         "weight_decay": 0.05,
@@ -336,6 +336,12 @@ def _scheduled(
     )
 
 
+def _why(optimizer: OptimizerKind) -> str:
+    if optimizer == "muon":
+        return "Muon for matrices, AdamW for the rest: fewer steps to a loss"
+    return "as adapters are trained: Muon was not tried on their thin factors"
+
+
 def _chosen_among(facts: Facts) -> tuple[str, str, str, str]:
     """The row on what the model chooses among."""
     if facts.num_classes:
@@ -379,7 +385,7 @@ def _decisions(
             "batch_tokens",
             f"many steps in little time; {alike}, all alike",
         ),
-        ("optimizer", training.optimizer, "optimizer", "Muon for matrices, AdamW for the rest: fewer steps to a loss"),
+        ("optimizer", training.optimizer, "optimizer", _why(training.optimizer)),
         ("learning rate", f"{training.learning_rate:.3g}", "learning_rate", choice.rate_reason),
         (
             "schedule",

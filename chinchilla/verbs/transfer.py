@@ -144,11 +144,14 @@ def _part(name: str) -> str:
 def new_model(shape: Shape, dropout: float, start: Start | None, adapter: Adapter | None) -> Transformer:
     """A model to train: random, but for what it takes over; with an adapter everything else is frozen."""
     model = Transformer(shape, dropout)
-    if start is not None:
-        own = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in fitting(start, shape).items():
-                own[name].copy_(tensor)
+    own = dict(model.named_parameters())
+    taken = {} if start is None else fitting(start, shape)
+    with torch.no_grad():
+        for name, tensor in taken.items():
+            own[name].copy_(tensor)
     if adapter is not None:
-        adapt_(model, adapter)
+        # A head that is new has to learn, whatever is frozen.
+        new_head = any(name.startswith("head.") and name not in taken for name in own)
+        also = tuple(dict.fromkeys((*adapter.also, "head"))) if new_head else adapter.also
+        adapt_(model, adapter.model_copy(update={"also": also}))
     return model

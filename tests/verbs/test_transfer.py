@@ -86,6 +86,15 @@ def test_with_an_adapter_little_is_trained(folder):
     assert torch.allclose(model.eval()(source, source).hidden, start.loaded.model(source, source).hidden, atol=1e-6)
 
 
+def test_a_new_head_learns_beside_an_adapter(folder):
+    start = read_start(folder)
+    shape = start.shape_for(facts("classify_text", num_classes=3, labels_per_row=2.0))
+    names = trained(new_model(shape, 0.0, start, Adapter(rank=2)))
+    assert "head.weight" in names and "embed.tokens.weight" not in names
+    same = start.shape_for(facts("summarise"))
+    assert not [name for name in trained(new_model(same, 0.0, start, Adapter(rank=2))) if name.startswith("head")]
+
+
 def test_an_adapter_needs_a_model_to_adapt():
     with pytest.raises(UsageError, match=r"there is no model to adapt; name one in model\.start"):
         load_run(None, ["task=generate", "data.train=a.txt", "budget.time=1m", "adapter.kind=lora"])

@@ -82,7 +82,7 @@ class TableClasses:
 
     def _notes(self, codes: NDArray[np.float32]) -> Iterator[str]:
         numbers, categories = self.columns.numbers, self.columns.categories
-        names = [column.column for column in (*numbers, *categories)]
+        names = [number.column for number in numbers] + [category.column for category in categories]
         read = [bool(number.knots) for number in numbers] + [True] * len(categories)
         empty = [*np.isnan(codes[: len(numbers)]), *(codes[len(numbers) :] == MISSING)]
         missing = [name for name, is_read, is_empty in zip(names, read, empty, strict=True) if is_read and is_empty]

@@ -142,10 +142,16 @@ def choose(
     probe_s = min(PROBE_SHARE * time_s, MOST_PROBE_S)
     most = _affordable(probe_s) if run.train.probes else 1
     advised = None if own is None else big_run(own, shapes, prepared, machine, draft, time_s)
+    fitting = len(shapes)
     shapes = [advised.shape] if advised else search.near(shapes, search.typical_params(flops), most)
     shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
     drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))}) for shape in shapes}
     choice = _by_probes(drafts, probe_s, prepared, machine, time_s, room, tell)
+    if advised is None and len(shapes) == 1 < fitting:
+        reason = (
+            f"of {fitting} shapes the nearest to the rule of thumb's size, compared with none; timed in a short probe"
+        )
+        return replace(choice, reason=reason)
     if advised is None:
         return choice
     sizes = f"{show_count(advised.num_params.p10)} to {show_count(advised.num_params.p90)}"

@@ -260,9 +260,10 @@ def _spread(ground: Ground, done: Sequence[Done]) -> float:
 
 
 def _folders(out: Path) -> list[RunFolder]:
-    """Run folders of a sweep, oldest first; the number at the end of their names counts them."""
+    """Run folders of a sweep, oldest first; not what was made of them since, like `small-1-int8-1`."""
     paths = [path for path in out.glob("small-*") if (path / "plan.json").is_file()] if out.is_dir() else []
-    return [RunFolder(path) for path in sorted(paths, key=lambda path: int(path.name.rsplit("-", 1)[1]))]
+    numbers = {int(rest): path for path in paths if (rest := path.name.removeprefix("small-")).isdecimal()}
+    return [RunFolder(path) for _, path in sorted(numbers.items())]
 
 
 def _done(ground: Ground, folder: RunFolder) -> Done:

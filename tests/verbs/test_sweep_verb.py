@@ -13,6 +13,7 @@ from chinchilla.cli import main
 from chinchilla.planning.own_law import read_law
 from chinchilla.planning.runs import read_runs
 from chinchilla.store.run_folder import RunFolder
+from chinchilla.verbs.small_runs import unfinished
 
 SETTINGS = (
     "task=translate", "train.threads=1", "tokenizer.vocab_size=300", "model.num_encoder_layers=1",
@@ -73,6 +74,17 @@ def test_small_runs_end_their_schedules_and_come_to_a_law(swept):
     assert big["loss"] == law.predict(big["params"]["p50"], big["tokens"]).model_dump()
     assert big["width_90"] > 0
     assert json.loads((Path(swept["sweep"]) / "sweep.json").read_text()) == swept
+
+
+def test_what_was_made_of_a_small_run_is_none(swept, tmp_path):
+    out = tmp_path / "sweep"
+    shutil.copytree(swept["runs"][0]["run"], out / "small-1")
+    for name in ("small-1-int8-1", "small-1 (copy)"):
+        shutil.copytree(out / "small-1", out / name)
+        (out / name / "results.json").unlink()
+    assert unfinished(out) == []
+    shutil.copytree(out / "small-1-int8-1", out / "small-2")
+    assert unfinished(out) == [out / "small-2"]
 
 
 def test_the_folder_can_be_read_as_runs_of_a_fit(swept):

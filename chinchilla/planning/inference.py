@@ -14,10 +14,6 @@ from chinchilla.planning.valley import lowest
 SERVED_FLOPS_PER_PARAM = 2.0
 """FLOPs a parameter and served token: a forward pass."""
 
-WIDEST_RATIO = 10_000.0
-"""Tokens a parameter beyond which nobody has trained (Sardana 2024). Its laws fitted at usual ratios overrate the extra
-tokens there."""
-
 
 @dataclass(frozen=True)
 class Lifetime:
@@ -57,6 +53,7 @@ def serving_optimum(law: ChinchillaLaw, loss: float, served_tokens: float) -> Li
     """The model that reaches `loss` (nats a token) with the fewest FLOPs over training and `served_tokens`.
 
     Without serving it is Hoffmann's optimum; the more is served, the smaller the model and the longer its training.
+    Laws fitted at usual tokens a parameter overrate the extra ones (Sardana 2024, who tried up to 10,000).
 
     Raises:
         BudgetError: no model reaches `loss` (it is at or below the law's E), or the tokens are negative or not finite.

@@ -105,7 +105,7 @@ _TOKENS = Span(low=8.1e8, high=3.2e11)
 _FLOPS = Span(low=1.39e18, high=1.3e22)
 
 _SPREAD = Spread(pivot_flops=2.02e19, level=0.0230, exponent=0.0190)
-"""400 bootstraps of approach 3 over the same points; at 5.88e23 FLOPs 11 to 31 tokens a parameter (80 %)."""
+"""400 bootstraps of approach 3 over the same points; at 5.88e23 FLOPs 11 to 30 tokens a parameter (80 %)."""
 
 _BESIROGLU = partial(
     Constant, source="Besiroglu 2024 (arXiv 2404.10102), notebook: refit of approach 3, 240 points", tag="verified"

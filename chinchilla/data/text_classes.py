@@ -8,14 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chinchilla.config.errors import FaultError, UsageError
+from chinchilla.config.errors import FaultError
 from chinchilla.data.classes import Classes
 from chinchilla.data.codec import Asked
 from chinchilla.data.rows import MalformedError
-from chinchilla.data.tokenizer import Specials, Tokenizer
-
-OWN_IDS = (0, 1, 2, 3)
-"""Of <pad>, <s>, </s> and <mask> in a tokenizer trained here."""
+from chinchilla.data.tokenizer import Tokenizer
 
 BATCH_TOKENS = 8192
 """Positions that go through a model together when a whole set is classified."""
@@ -37,9 +34,7 @@ class TextClasses:
     @property
     def settings(self) -> dict[str, Any]:
         """As a codec (`data.codec`)."""
-        tokenizer = self.tokenizer
-        specials = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id]
-        return {"classes": self.classes.model_dump(), "max_len": self.max_len, "specials": specials}
+        return {"classes": self.classes.model_dump(), "max_len": self.max_len, **self.tokenizer.settings}
 
     @classmethod
     def open(cls, settings: dict[str, Any], tokenizer_json: str | None, where: str) -> "TextClasses":
@@ -49,9 +44,7 @@ class TextClasses:
             UsageError: there is no tokenizer.
             FaultError: the settings are damaged.
         """
-        if tokenizer_json is None:
-            raise UsageError(f"{where}: tokenizer.json is missing, so that texts cannot be turned into tokens")
-        tokenizer = Tokenizer.from_json(tokenizer_json, _specials(settings), f"{where}/tokenizer.json")
+        tokenizer = Tokenizer.open(settings, tokenizer_json, where)
         max_len = settings.get("max_len")
         if not isinstance(max_len, int) or max_len < 2:
             raise FaultError(f"{where}/config.json: codec.max_len is {max_len!r}; get the file anew")
@@ -88,14 +81,6 @@ class TextClasses:
             real = np.arange(length) < np.array([len(ids[place]) for place in places])[:, None]
             yield places, {"source": torch.from_numpy(source), "source_segments": torch.from_numpy(real)}
             order = order[len(places) :]
-
-
-def _specials(settings: dict[str, Any]) -> Specials | None:
-    """The special tokens' ids where they are not those of a tokenizer trained here."""
-    match settings.get("specials"):
-        case [int(pad), int(bos), int(eos), int(mask)] if (pad, bos, eos, mask) != OWN_IDS:
-            return Specials(pad, bos, eos, mask)
-    return None
 
 
 def open_classes(settings: dict[str, Any], where: str) -> Classes:

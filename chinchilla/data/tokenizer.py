@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -128,8 +128,23 @@ class Tokenizer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As a codec: nothing besides."""
-        return {}
+        """As a codec: the special tokens' ids where they are not those of a tokenizer trained here."""
+        ids = (self.pad_id, self.bos_id, self.eos_id, self.mask_id)
+        return {} if ids == Specials() else {"specials": list(ids)}
+
+    @classmethod
+    def open(cls, settings: Mapping[str, Any], tokenizer_json: str | None, where: str) -> "Tokenizer":
+        """The tokenizer of a model folder of ours, given what it holds under `codec`.
+
+        Raises:
+            UsageError: there is none, or it is malformed.
+        """
+        if tokenizer_json is None:
+            raise UsageError(f"{where}: tokenizer.json is missing, so that texts cannot be turned into tokens")
+        match settings.get("specials"):
+            case [int(pad), int(bos), int(eos), int(mask)]:
+                return cls.from_json(tokenizer_json, Specials(pad, bos, eos, mask), f"{where}/tokenizer.json")
+        return cls.from_json(tokenizer_json, None, f"{where}/tokenizer.json")
 
     @property
     def form(self) -> dict[str, Any]:

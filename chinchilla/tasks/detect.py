@@ -1,5 +1,6 @@
 """Detection: a set of boxes with classes, matched one to one with those that are there; COCO's average precision."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from chinchilla.models.boxes import corners, generalised_iou
 from chinchilla.models.head import IGNORE
 from chinchilla.models.transformer import Transformer
 from chinchilla.tasks.task import Batch, Loss, Objective, Sample, Score
+
+log = logging.getLogger("chinchilla")
 
 CLASS_WEIGHT, CORNER_WEIGHT, OVERLAP_WEIGHT = 2.0, 5.0, 2.0
 """Of the parts of loss and matching (DETR; Carion 2020, arXiv 2005.12872; classes as Deformable DETR has them)."""
@@ -209,7 +212,7 @@ def average_precision(examples: Sequence[Example], found: Sequence[Found]) -> di
     ]
     if not answers:
         return dict.fromkeys(("ap", "ap50", "ap75"), 0.0)
-    scored = COCOeval_faster(right, right.loadRes(answers), "bbox")
+    scored = COCOeval_faster(right, right.loadRes(answers), "bbox", print_function=log.debug)
     scored.run()
     return {
         name: float(scored.stats_as_dict[key]) for name, key in (("ap", "AP_all"), ("ap50", "AP_50"), ("ap75", "AP_75"))

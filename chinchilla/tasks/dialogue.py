@@ -10,7 +10,7 @@ import torch
 from chinchilla.config.errors import DataError, UsageError
 from chinchilla.config.plan import TaskName
 from chinchilla.data.chat import chat_rows, encode_chats, prompt_ids
-from chinchilla.data.chat_template import CHAT, ChatTemplate
+from chinchilla.data.chat_template import CHAT, CHATML, ChatTemplate
 from chinchilla.data.codec import Asked
 from chinchilla.data.examples import Chat, Message
 from chinchilla.data.rows import MalformedError
@@ -44,7 +44,16 @@ class ChatCodec:
     @property
     def settings(self) -> dict[str, Any]:
         """As a codec (`data.codec`): the template, for other programs to render alike."""
-        return {"chat_template": self.template.jinja()}
+        return {"chat_template": self.template.jinja(), **self.tokenizer.settings}
+
+    @classmethod
+    def open(cls, settings: Mapping[str, Any], tokenizer_json: str | None, where: str) -> "ChatCodec":
+        """The codec of a model folder.
+
+        Raises:
+            UsageError: there is no tokenizer.
+        """
+        return cls(tokenizer := Tokenizer.open(settings, tokenizer_json, where), template_for(tokenizer))
 
     @property
     def form(self) -> dict[str, Any]:
@@ -69,6 +78,11 @@ class ChatCodec:
         if kept is None:
             raise MalformedError(f"the last one is too long for the {room} tokens that can be read; shorten it")
         return Asked(kept, len(kept), (f"left out the oldest exchanges: read {len(kept)} of {len(whole)} tokens",))
+
+
+def template_for(tokenizer: Tokenizer) -> ChatTemplate:
+    """The form that a tokenizer has the marks of: ChatML where it knows that, else our own."""
+    return CHATML if len(tokenizer.encode_marks(CHATML.ending)) == 1 else CHAT
 
 
 class Dialogue:

@@ -11,10 +11,10 @@ from chinchilla.data.examples import Chat
 from chinchilla.data.packed_batches import Aligned, PackedBatches
 from chinchilla.data.split import Split
 from chinchilla.planning.search import Facts
-from chinchilla.tasks.dialogue import ChatCodec, Dialogue
+from chinchilla.tasks.dialogue import ChatCodec, Dialogue, template_for
 from chinchilla.tasks.task import Task
 from chinchilla.verbs.prepared import Kind, Prepared, Tell
-from chinchilla.verbs.texts import SAMPLE, bytes_per_token, fitting_row, make_tokenizer, open_tokenizer
+from chinchilla.verbs.texts import SAMPLE, bytes_per_token, fitting_row, make_tokenizer
 
 log = logging.getLogger("chinchilla")
 
@@ -28,7 +28,8 @@ def _prepare(run: Run, split: Split[Chat], task: Task, test: tuple[Any, ...], te
     words = (text for chat in split.train for text in _texts(chat))
     tokenizer = make_tokenizer(run, words, characters, CHAT.marks)
     tell(f"tokenizer of {tokenizer.vocab_size:,} tokens; encoding")
-    encoded = [encode_chats(part, tokenizer, CHAT) for part in (split.train, split.valid)]
+    codec = ChatCodec(tokenizer, template_for(tokenizer))
+    encoded = [encode_chats(part, tokenizer, codec.template) for part in (split.train, split.valid)]
     row_len = run.model.max_len or fitting_row(encoded[0].ids.lengths)
     train, valid = (chat_rows(part, row_len) for part in encoded)
 
@@ -51,7 +52,7 @@ def _prepare(run: Run, split: Split[Chat], task: Task, test: tuple[Any, ...], te
         beam_size=1,
         bytes_per_token=bytes_per_token(answers, tokenizer),
     )
-    return Prepared(run, task, ChatCodec(tokenizer), train, valid, test, row_len, facts, make)
+    return Prepared(run, task, codec, train, valid, test, row_len, facts, make)
 
 
 def _texts(chat: Chat) -> list[str]:
@@ -63,5 +64,5 @@ DIALOGUE = Kind(
     prepare=_prepare,
     examples=_examples,
     make_task=lambda run: Dialogue(),
-    open_codec=lambda settings, tokenizer_json, where: ChatCodec(open_tokenizer(settings, tokenizer_json, where)),
+    open_codec=ChatCodec.open,
 )

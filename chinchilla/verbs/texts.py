@@ -71,17 +71,6 @@ def bytes_per_token(sample: list[str], tokenizer: Tokenizer) -> float:
     return sum(len(text.encode()) for text in sample) / max(1, tokens)
 
 
-def open_tokenizer(settings: dict[str, Any], tokenizer_json: str | None, where: str) -> Tokenizer:
-    """The tokenizer of a model folder of ours.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if tokenizer_json is None:
-        raise UsageError(f"{where}: tokenizer.json is missing, so that texts cannot be turned into tokens")
-    return Tokenizer.from_json(tokenizer_json, None, f"{where}/tokenizer.json")
-
-
 def _split(run: Run, pairs: bool) -> Split[Any]:
     return (split_pairs if pairs else split_documents)(run.data, run.seed)
 
@@ -152,19 +141,19 @@ TRANSLATE = Kind(
     prepare=_prepare_pairs,
     examples=_examples,
     make_task=lambda run: Translate(_beams(run)),
-    open_codec=open_tokenizer,
+    open_codec=Tokenizer.open,
 )
 SUMMARISE = Kind(
     split=partial(_split, pairs=True),
     prepare=_prepare_pairs,
     examples=_examples,
     make_task=lambda run: Summarise(_beams(run)),
-    open_codec=open_tokenizer,
+    open_codec=Tokenizer.open,
 )
 GENERATE = Kind(
     split=partial(_split, pairs=False),
     prepare=_prepare_documents,
     examples=_examples,
     make_task=lambda run: Generate(),
-    open_codec=open_tokenizer,
+    open_codec=Tokenizer.open,
 )

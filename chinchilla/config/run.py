@@ -48,11 +48,19 @@ class Data(Frozen):
     item: str = Field("item", description="column naming what (recommend)")
     time: str = Field("time", description="column saying when (recommend); a number or a date")
     ignore: tuple[str, ...] = Field((), description="columns of a table to leave out")
-    group: str = Field("group", description="column naming the document a row belongs to, for splitting")
+    group: str | None = Field(
+        None,
+        description="column naming the document a row belongs to, for splitting; absent: group, of texts and images",
+    )
     invalid: Literal["refuse", "skip"] = Field(
         "refuse",
         description="a malformed row: stop and name it, or leave it out and count it (at most a tenth of the rows)",
     )
+
+    @property
+    def group_name(self) -> str:
+        """The column of groups, of data that may or may not have one."""
+        return self.group or "group"
 
 
 class Images(Frozen):

@@ -55,7 +55,7 @@ def read_chats(files: Files, data: Data, on_invalid: OnInvalid = refuse) -> Iter
     kind = file_format(files, data)
     if kind not in ("jsonl", "parquet"):
         raise UsageError(f"{files}: {kind} holds no chats; give JSONL or Parquet with a column {data.messages!r}")
-    return some(built(files, kind, (data.messages,), data.group, partial(_chat, data=data), on_invalid), files)
+    return some(built(files, kind, (data.messages,), data.group_name, partial(_chat, data=data), on_invalid), files)
 
 
 def split_chats(data: Data, seed: int) -> Split[Chat]:

@@ -50,15 +50,9 @@ def choose(table: Table, data: Data) -> dict[str, Kind]:
     return chosen
 
 
-def group_column(data: Data) -> str | None:
-    """The column that rows are kept together by, where the settings name one."""
-    return data.group if "group" in data.model_fields_set else None
-
-
 def unread(data: Data) -> tuple[str, ...]:
     """The columns that by the settings do not tell the class: it itself, the group, and those to ignore."""
-    group = group_column(data)
-    return (data.label, *((group,) if group else ()), *data.ignore)
+    return (data.label, *((data.group,) if data.group else ()), *data.ignore)
 
 
 def fit_columns(table: Table, kinds: Mapping[str, Kind], unused: tuple[str, ...]) -> Columns:

@@ -56,7 +56,7 @@ def read_labelled(files: Files, data: Data, on_invalid: OnInvalid = refuse) -> I
             raise UsageError(f"{files}: a text file holds no classes; give CSV, TSV, JSONL or Parquet")
         case kind:
             needed = (data.text, data.label)
-            examples = built(files, kind, needed, data.group, lambda record: _labelled(record, data), on_invalid)
+            examples = built(files, kind, needed, data.group_name, lambda record: _labelled(record, data), on_invalid)
     return some(examples, files)
 
 

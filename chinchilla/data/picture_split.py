@@ -105,9 +105,9 @@ def read_boxes(files: Files, data: Data, size: Size | None = None, known: tuple[
     notes, images = files if isinstance(files, tuple) and len(files) == 2 else (_first(files), None)
     kind = data.format or ("coco" if notes.suffix.lower() == ".json" else "voc")
     if kind == "coco" and images is not None:
-        annotated, classes = read_coco(notes, images, data.group)
+        annotated, classes = read_coco(notes, images, data.group_name)
     elif kind == "voc" and (images is not None or not isinstance(files, tuple)):
-        annotated, classes = read_voc(notes, images or notes, data.group)
+        annotated, classes = read_voc(notes, images or notes, data.group_name)
     else:
         raise UsageError(
             f"{notes}: images with boxes are [COCO's JSON file, folder of images] or [folder of VOC XML files, folder "

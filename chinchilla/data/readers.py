@@ -65,7 +65,7 @@ def read_pairs(files: Files, data: Data, on_invalid: OnInvalid = refuse) -> Iter
             raise UsageError(f"{files}: one text file holds no translations; give two: data.train=[source, target]")
         case kind:
             needed = (data.source, data.target)
-            pairs = built(files, kind, needed, data.group, lambda record: _pair(record, data), on_invalid)
+            pairs = built(files, kind, needed, data.group_name, lambda record: _pair(record, data), on_invalid)
     return some(pairs, files)
 
 
@@ -84,7 +84,7 @@ def read_documents(files: Files, data: Data, on_invalid: OnInvalid = refuse) -> 
         case "text":
             documents = _paragraphs(parsed(lines(files, blank=True), decode, files, on_invalid))
         case kind:
-            documents = built(files, kind, (data.text,), data.group, lambda row: _document(row, data), on_invalid)
+            documents = built(files, kind, (data.text,), data.group_name, lambda row: _document(row, data), on_invalid)
     return some(documents, files)
 
 
@@ -199,7 +199,7 @@ def cell(record: Record, column: str) -> object:
 
 def group_cell(record: Record, data: Data) -> str:
     """The name of a row's group, "" where there is none."""
-    value = record.get(data.group)
+    value = record.get(data.group_name)
     return "" if value is None else str(value)
 
 

@@ -17,7 +17,7 @@ from chinchilla.config.run import Data, Files
 from chinchilla.data import cells
 from chinchilla.data.cells import Kind, Problem, kind_of, names
 from chinchilla.data.classes import Classes, class_name, make_classes, unknown_class
-from chinchilla.data.column_fit import choose, fit_columns, group_column
+from chinchilla.data.column_fit import choose, fit_columns
 from chinchilla.data.columns import Columns
 from chinchilla.data.divide import Hashes, Index, divide, seed_salt, text_hash
 from chinchilla.data.rows import MalformedError
@@ -137,9 +137,8 @@ def _label_problems(table: Table, data: Data) -> Iterator[tuple[str, Problem]]:
 def _index(table: Table, labels: NDArray[np.int64], kinds: Mapping[str, Kind], data: Data, seed: int) -> Index:
     texts = _row_texts(table, kinds)
     groups: list[str | None] = [None] * len(table)
-    column = group_column(data)
-    if column is not None and column in table.columns:
-        groups = names(table.columns[column]).to_pylist()
+    if data.group is not None and data.group in table.columns:
+        groups = names(table.columns[data.group]).to_pylist()
     salt = seed_salt(seed)
     keys: Hashes = np.array([text_hash(text) for text in texts], np.uint64)
     hashed = (text_hash(text if group is None else group, salt) for text, group in zip(texts, groups, strict=True))

@@ -229,6 +229,11 @@ class Int8Embedding(nn.Module):
 class Int8Head(Int8Linear):
     """Takes the place of `TokenHead`; a tied one shares the embedding's table."""
 
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`hidden` (…, dim) → logits (…, vocab_size) fp32."""
+        # The kernel takes no single vector.
+        return super().forward(hidden) if hidden.dim() > 1 else super().forward(hidden[None])[0]
+
     @torch.no_grad()
     def loss(self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """What `TokenHead.loss` gives, for evaluation only: the smoothed sum and the plain sum in nats.

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer
 
 from chinchilla.config.errors import DataError, UsageError
+from chinchilla.config.load import load_run, to_toml
 from chinchilla.config.run import Data
 from chinchilla.data.batches import IGNORED
 from chinchilla.data.column_fit import choose
@@ -101,6 +102,18 @@ def test_ignored_and_group_columns_are_not_read(tmp_path):
         split_table(data_of(path, ignore=("incom",)), seed=0)
     with pytest.raises(DataError, match=r"no column 'town'.*data\.group"):
         split_table(data_of(path, group="town"), seed=0)
+
+
+def test_a_run_file_keeps_the_columns_that_its_settings_meant(tmp_path):
+    """A column called `group` is read as any other, unless the settings name it; also once they are written out."""
+    path = write_csv(tmp_path / "a.csv", [{"group": row["city"]} | row for row in rows_of()])
+    settings = ["task=classify_table", f"data.train={path}", "data.label=default", "budget.time=1m"]
+    for more, is_read in (([], True), (["data.group=group"], False)):
+        loaded = load_run(None, settings + more)
+        (tmp_path / "run.toml").write_text(to_toml(loaded))
+        first, second = (split_table(run.data, 0) for run in (loaded.run, load_run(tmp_path / "run.toml").run))
+        assert first.columns == second.columns and ("group" in first.columns.names) == is_read
+        assert np.array_equal(first.train.source, second.train.source, equal_nan=True)
 
 
 def test_decimal_commas_are_read_where_semicolons_part_the_cells(tmp_path):

@@ -17,7 +17,15 @@ from chinchilla.config.errors import UsageError
 from chinchilla.config.shape import Shape
 from chinchilla.models import quantized
 from chinchilla.models.cache import KVCache
-from chinchilla.models.quantized import EngineKernel, Int8Embedding, Int8Linear, Int8Rows, PlainKernel, to_rows
+from chinchilla.models.quantized import (
+    EngineKernel,
+    Int8Embedding,
+    Int8Head,
+    Int8Linear,
+    Int8Rows,
+    PlainKernel,
+    to_rows,
+)
 from chinchilla.models.transformer import Transformer
 from chinchilla.models.weights import own_tensors
 
@@ -250,6 +258,12 @@ def test_few_rows_go_straight_to_the_kernel(monkeypatch):
         x = torch.randn(rows, 1, 16)
         assert torch.allclose(layer(x), x)
         assert (given[-1] is x) == (rows <= quantized.FEW_ROWS)
+
+
+def test_a_head_takes_a_single_vector():
+    head, hidden = Int8Head(to_rows(torch.randn(30, 16))), torch.randn(2, 3, 16)
+    assert torch.equal(head(hidden[0, -1]), head(hidden[0, -1:])[0])
+    assert head(hidden).shape == (2, 3, 30)
 
 
 def test_embedding_looks_up_the_rounded_rows():

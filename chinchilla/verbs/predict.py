@@ -38,9 +38,11 @@ def predict(
 
 
 def in_words(content: Mapping[str, Any]) -> str:
-    """An answer as a line: its text, its class, or the items it recommends."""
+    """An answer as a line: its text, its class, the items it recommends, or what is in an image."""
     if "recommendations" in content:
         return ", ".join(each["item"] for each in content["recommendations"])
+    if "boxes" in content:
+        return ", ".join(each["label"] for each in content["boxes"]) or "nothing"
     return content["text"] if "text" in content else content["label"]
 
 
@@ -65,7 +67,7 @@ def _value(model: Model, text: str, sampling: Sampling) -> Any:
         case "dialogue":
             room = model.card.max_len - min(sampling.max_new, model.card.max_len // 2)
             return {"messages": [{"role": "user", "content": text}], "room": room}
-        case "classify_image":
+        case "classify_image" | "detect":
             return Path(text)
         case "classify_table":
             return _json(text, dict, 'an object, like {"column": "value"}')

@@ -345,6 +345,24 @@ def report(run: RunArgument, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder or a model folder of a classifier")],
+    question: Annotated[str, typer.Argument(metavar="INPUT", help="a text, an image's path, or a row as JSON")],
+    label: Annotated[str | None, typer.Option("--class", help="the class to explain; absent: the likeliest")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="the page; RUN/explain.html if absent")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which parts of an input speak for a class, what the model looked at, and a test of both, as a page."""
+    from chinchilla.verbs import explain as verb
+
+    explained = verb.explain(run, question, label, out)
+    if as_json:
+        _json(**verb.as_json(explained))
+    else:
+        _out(verb.in_words(explained))
+
+
+@app.command()
 def measure(
     refresh: Annotated[bool, typer.Option(help="measure anew even if a measurement is kept")] = False,
     as_json: AsJson = False,

@@ -18,7 +18,7 @@ from chinchilla.config.plan import Plan, Training
 from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_time
-from chinchilla.planning import design, halving
+from chinchilla.planning import design, halving, search
 from chinchilla.planning.count import num_params
 from chinchilla.planning.design import Small
 from chinchilla.planning.huber import Points
@@ -103,7 +103,7 @@ def survey(loaded: Loaded, out: Path | None, target_s: float | None, tell: Calla
     Raises:
         DataError: data that cannot be used.
         UsageError: no time budget, or fewer than three sizes left open.
-        BudgetError: reading the data takes all of the budget.
+        BudgetError: reading the data takes all of the budget, or no shape fits the limits.
     """
     run = loaded.run
     begun = time.perf_counter()
@@ -120,6 +120,8 @@ def survey(loaded: Loaded, out: Path | None, target_s: float | None, tell: Calla
     draft = draft_training(run, machine, prepared, target_s)
     room = room_for(run, prepared, machine, draft, used_bytes(torch.device(machine.device)))
     shapes = _shapes(run, prepared, draft, room)
+    # What no big run can meet is refused before the small ones.
+    search.candidates(prepared.facts, machine, run.limits, run.model, target_s, room)
     folder = out or run.runs / f"{run.name or run.task}-sweep"
     return Ground(loaded, folder, prepared, machine, draft, room, shapes, small_s, target_s)
 

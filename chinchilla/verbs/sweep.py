@@ -206,8 +206,8 @@ def _require_time(ground: Ground, done: tuple[Done, ...], left_s: float) -> None
     again = f"; what is done in {ground.out} counts" if done else ""
     raise BudgetError(
         f"budget: {show_time(max(0.0, left_s))} are left for small runs, and {missing} more of at least "
-        f"{design.LEAST_STEPS} steps take about {show_time(needs_s)} here: give --budget {show_time(whole_s)} or "
-        f"more{again}"
+        f"{design.LEAST_STEPS} steps take about {show_time(needs_s)} here: give --budget {math.ceil(whole_s / 60)}m "
+        f"or more{again}"
     )
 
 

@@ -128,7 +128,9 @@ class Transformer(nn.Module):
             elif parameter.dim() == 4:
                 nn.init.normal_(parameter, std=math.sqrt(2 / parameter[0].numel()))  # what feeds a ReLU (He 2015)
             elif name.startswith(("embed", "head")):
-                nn.init.normal_(parameter, std=self.shape.dim**-0.5)
+                # Classes begin near to equal chances; a vocabulary's table is the embedding's too.
+                start = 0.1 if name.startswith("head.") and self.shape.num_classes else 1.0
+                nn.init.normal_(parameter, std=start * self.shape.dim**-0.5)
             else:
                 branch = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 / (math.sqrt(depth) if branch else 1))

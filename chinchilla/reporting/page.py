@@ -42,6 +42,8 @@ ASKED: Mapping[TaskName, tuple[str, str]] = {
 }
 """What a sample's source and reference are called."""
 
+MOST_SCORES = 8
+
 MARKS = "Circle: inside the interval; diamond: outside."
 OPEN_SAMPLES = 5
 MAX_EVENTS = 200
@@ -190,7 +192,7 @@ def _metric_cards(record: Record) -> Iterator[Card]:
         return
     after = (record.compression.after.metrics or {}) if record.compression else {}
     scores = {name: value for name, value in results.metrics.items() if isinstance(value, int | float)}
-    for name, value in list(scores.items())[:4]:
+    for name, value in list(scores.items())[:MOST_SCORES]:
         yield Card(label(name), metric(name, value), f"{metric(name, after[name])} compressed" if name in after else "")
     if results.valid_loss is not None:
         yield Card("validation loss", f"{results.valid_loss:.3f}", _predicted(record, "loss"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_search import MACHINE, WEB
 
 from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.machine import Machine, MatmulRate
@@ -24,21 +25,9 @@ from chinchilla.planning.room import Room
 from chinchilla.planning.search import Facts, build, candidates, law_plan, left_out
 from chinchilla.tasks.translate import max_new
 
-MACHINE = Machine(
-    name="a processor", device="cpu", threads=2, memory_bytes=8 * 10**9, torch_version="2",
-    measured_at="2026-01-01T00:00:00+00:00", noise=0.1, bytes_per_s=1e10, op_overhead_s=5e-6, has_compiler=True,
-    matmul=tuple(
-        MatmulRate(m=2048, k=256, n=1024, precision=precision, flops_per_s=rate)
-        for precision, rate in (("fp32", 1e11), ("bf16", 5e11))
-    ),
-)  # fmt: skip
 HELP = Facts(
     task="translate", vocab_size=8000, unique_tokens=900_000, num_examples=30_000, mean_source_len=100,
     mean_target_len=120, max_len=128, bytes_per_token=3.5,
-)  # fmt: skip
-WEB = Facts(
-    task="generate", vocab_size=32_000, unique_tokens=10**12, num_examples=10**9, mean_source_len=0,
-    mean_target_len=1024, max_len=1024, bytes_per_token=4.2,
 )  # fmt: skip
 ROOM = Room(8 * 10**9, HELP.batch(4096), "fp32", "muon")
 

@@ -1,8 +1,6 @@
 """Memory counts against PyTorch: optimizer state, what autograd really keeps, and the allocator's own peak."""
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from math import prod
 
 import pytest
@@ -10,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stem_fakes import class_labels, stem_source
+from tensor_bytes import kept_by, tensor_peak
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from chinchilla.config.shape import ImageStem, Shape, TableStem
 from chinchilla.models.attention import LONGEST_PLAIN
@@ -116,20 +114,6 @@ def loss(model: Transformer, batch: Batch, precision: str, held: list[Tensor] | 
 def kept_bytes(model: Transformer, batch: Batch, precision: str) -> int:
     """Bytes of the storages that autograd keeps for a backward pass, parameters and buffers left out."""
     return kept_by(model, lambda: loss(model, batch, precision))
-
-
-def kept_by(model: Transformer, call: Callable[[], Tensor]) -> int:
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        total = call()
-    assert total.isfinite()
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in known)
 
 
 def sized(shape: Shape, packed: bool = False) -> Batch:
@@ -269,26 +253,6 @@ def test_muon_takes_what_the_trainer_gives_it() -> None:
     assert given
     for name, parameter in model.named_parameters():
         assert takes_muon(name, tuple(parameter.shape)) == (id(parameter) in given)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """The profiler warns about its own defaults, differently in each release."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def tensor_peak(call: Callable[[], object]) -> int:
-    """Most bytes of tensors alive at one time during a call, over those alive before it."""
-    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        call()
-    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
-    alive, peak = 0, 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak
 
 
 WIDE = Shape(

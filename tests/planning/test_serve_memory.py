@@ -1,14 +1,11 @@
 """Memory of serving against the real thing: weights, the real cache's buffers, the allocator's peak while answering."""
 
-import warnings
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensor_bytes import tensor_peak
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from chinchilla.config.errors import UsageError
 from chinchilla.config.shape import ImageStem, Shape, TableStem
@@ -35,20 +32,6 @@ SHAPES = [
     CLASSIFIER | {"stem": TableStem(num_numeric=3, cardinalities=(4, 9))},
     {"position": "learned", "reconstruct": True, "qk_norm": True, "attention": "gated"},
 ]
-
-
-def tensor_peak(call: Callable[[], object]) -> int:
-    with warnings.catch_warnings():
-        # The profiler warns about its own defaults, differently in each release.
-        warnings.simplefilter("ignore")
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-            call()
-    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
-    alive, peak = 0, 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak
 
 
 @pytest.mark.parametrize("variant", SHAPES, ids=str)

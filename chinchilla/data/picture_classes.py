@@ -68,8 +68,9 @@ class PictureClasses:
             colours = Colours(means=settings.get("means"), stds=settings.get("stds"))
         except ValidationError as error:
             raise FaultError(f"{where}/config.json: codec: {error.errors()[0]['msg']}; get the file anew") from None
-        if not len(colours.means) == len(colours.stds) == size[2] or min(colours.stds) <= 0:
-            raise FaultError(f"{where}/config.json: codec.means and codec.stds do not fit codec.size; get it anew")
+        for name, values in colours:
+            if len(values) != size[2] or (name == "stds" and min(values) <= 0):
+                raise FaultError(f"{where}/config.json: codec.{name} is {values}, of {size[2]} channels; get it anew")
         return cls(open_classes(settings, where), Size(*size), colours)
 
     @property
@@ -86,6 +87,8 @@ class PictureClasses:
         """
         if isinstance(image, np.ndarray):
             return Asked(image if image.shape == tuple(self.size) else resize(image, self.size))
+        if not isinstance(image, Path | bytes):
+            raise MalformedError(f"no image, but {type(image).__name__}; give an image file")  # a text names no file
         try:
             return Asked(decode(image, self.size))
         except MalformedError as problem:

@@ -76,7 +76,7 @@ class Classifier(Fake):
     """
 
     def __init__(self, what: str, **card) -> None:
-        super().__init__(f"classify_{what}", **({"form": FORMS[what]} | card))
+        super().__init__(**({"task": f"classify_{what}", "form": FORMS[what]} | card))
         self.what = what
         self.batches: list[list[object]] = []
 

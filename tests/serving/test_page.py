@@ -33,6 +33,14 @@ FLAGS = (
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> & 'quotes'"
 
 
+PIXELS = """
+const [canvas, y, places] = arguments, { width, height } = canvas;
+const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+const start = (x) => 4 * (Math.round(y * height) * width + Math.round(x * width));
+return places.map((x) => [...data.slice(start(x), start(x) + 4)]);
+"""
+
+
 class Parrot(Writer):
     """A model that writes markup."""
 
@@ -342,6 +350,28 @@ def test_an_image_is_shown_before_it_is_sent_as_it_is(page: Page, sorting_images
     eventually(lambda: "cannot show it" in page.text("file-name"))
     page.press("Classify")
     eventually(lambda: "large.png is too large: at most" in page.text("alert"))
+
+
+def test_what_is_found_in_an_image_is_drawn(page: Page, tmp_path: Path):
+    class Detector(Classifier):
+        def read(self, value: bytes) -> Asked:
+            return Asked(value)
+
+        def verdict(self, odd: int) -> Answer:
+            return Answer({"boxes": [{"label": HOSTILE, "score": 0.9, "box": [0.25, 0.5, 0.75, 1.0]}]})
+
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (100, 100), "white").save(photo)
+    with running(Detector("image", task="detect")) as server:
+        page.open(server)
+        assert page.text("state") == "ready to look"
+        page.element("file").send_keys(str(photo))
+        page.press("Find things")
+        eventually(lambda: page.text("verdict") == "1 thing found")
+        eventually(lambda: page.text("classify-note") != "")
+        assert bars(page) == [(f"1 {HOSTILE}", "90.0 %", 90)] and "owned" not in page.browser.title
+        inside, edge = page.browser.execute_script(PIXELS, page.element("preview"), 0.7, [0.5, 0.75])
+        assert inside[:3] == [255, 255, 255] and edge[0] > edge[1] + 100
 
 
 def test_a_row_is_asked_for_by_its_columns(page: Page, sorting_rows: Running):

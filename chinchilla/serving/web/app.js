@@ -23,6 +23,7 @@ const READY = {
   summarise: "ready to summarise",
   generate: "ready to write",
   dialogue: "ready to talk",
+  detect: "ready to look",
   recommend: "ready to recommend",
 };
 const SCORES = {

@@ -2,11 +2,12 @@
 
 import { answer, complain, curl, element, make, milliseconds, noted, quoted } from "/page.js";
 
-let PATH = "/v1/classify";
 const BARS = 12;
+const MARK = "#e0245e";
 
 export const id = "classify";
 let kind;
+let path = "/v1/classify";
 let finds = false;
 let columns = [];
 let file = null;
@@ -14,7 +15,7 @@ let mostBytes = 0;
 
 export function start(model) {
   finds = model.task === "detect";
-  if (finds) PATH = "/v1/detect";
+  if (finds) startFinding();
   kind = finds ? "image" : model.task.replace("classify_", "");
   mostBytes = model.limits.image_body_bytes;
   element(`classify-${kind}`).hidden = false;
@@ -22,17 +23,23 @@ export function start(model) {
   if (kind === "table") startTable(model.form.columns);
 }
 
+function startFinding() {
+  path = "/v1/detect";
+  element("verdict-label").textContent = "Found";
+  element("classify").querySelector(".primary").textContent = "Find things";
+}
+
 export function command() {
   if (kind === "image") return imageCommand();
-  return curl(PATH, kind === "text" ? { text: element("subject").value } : { row: row() });
+  return curl(path, kind === "text" ? { text: element("subject").value } : { row: row() });
 }
 
 export async function run() {
   const begin = performance.now();
   element("classify-note").textContent = "";
-  const told = await answer(PATH, await body());
+  const told = await answer(path, await body());
   const [found] = finds ? told.detections : told.classifications;
-  if (finds) showBoxes(found.boxes);
+  if (finds) await showBoxes(found.boxes);
   else showBars(found);
   const took = [milliseconds(performance.now() - begin)];
   if (told.usage) took.push(`${told.usage.source_tokens} tokens`);
@@ -60,19 +67,19 @@ async function showBoxes(boxes) {
   element("verdict").textContent = boxes.length === 1 ? "1 thing found" : `${boxes.length} things found`;
   element("bars").replaceChildren(...boxes.map(({ label, score }, index) => bar(`${index + 1} ${label}`, score, true)));
   await draw(file);
-  const canvas = element("preview");
+  boxes.forEach(({ box }, index) => mark(element("preview"), box, String(index + 1)));
+}
+
+function mark(canvas, [x0, y0, x1, y1], number) {
   const pen = canvas.getContext("2d");
+  const [left, top] = [x0 * canvas.width, y0 * canvas.height];
   pen.lineWidth = 2;
+  pen.strokeStyle = pen.fillStyle = MARK;
   pen.font = "13px sans-serif";
-  boxes.forEach(({ box: [x0, y0, x1, y1] }, index) => {
-    const [left, top] = [x0 * canvas.width, y0 * canvas.height];
-    pen.strokeStyle = "#e0245e";
-    pen.strokeRect(left, top, (x1 - x0) * canvas.width, (y1 - y0) * canvas.height);
-    pen.fillStyle = "#e0245e";
-    pen.fillRect(left, top, 18, 16);
-    pen.fillStyle = "white";
-    pen.fillText(String(index + 1), left + 4, top + 12);
-  });
+  pen.strokeRect(left, top, (x1 - x0) * canvas.width, (y1 - y0) * canvas.height);
+  pen.fillRect(left, top, 10 + 8 * number.length, 16);
+  pen.fillStyle = "white";
+  pen.fillText(number, left + 5, top + 12);
 }
 
 function bar(name, chance, chosen) {
@@ -147,7 +154,7 @@ function imageCommand() {
   const name = quoted(file ? file.name : "image.png");
   return (
     `(printf '{"image":"'; base64 < ${name} | tr -d '\\n'; printf '"}') | \\\n` +
-    `curl ${location.origin}${PATH} -H 'Content-Type: application/json' -d @-`
+    `curl ${location.origin}${path} -H 'Content-Type: application/json' -d @-`
   );
 }
 

@@ -139,8 +139,8 @@ class _Work:
         shape, layers = self.shape, self.shape.num_decoder_layers
         first = max(prompt_len, FIRST_CAPACITY)
         own = 2 * layers * kv_bytes(shape, 1, first, self.size)
-        # A batch of one keeps its own cache; joining another copies both without spare room.
-        others = 0 if rows == 1 else (rows - 1) * (own // first) * (first if rows == 2 else prompt_len)
+        # A batch of one keeps its own cache, also while the second is read; joining copies both without spare room.
+        others = 0 if rows == 1 else max(own, (rows - 1) * (own // first) * prompt_len)
         read = others + self.forward(1, prompt_len, layers, causal=True, cached=True) + own + self.logits(1)
         phases = {"read a prompt": read}
         capacity = first

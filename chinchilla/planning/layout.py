@@ -208,11 +208,19 @@ def _first(fitting: Sequence[Priced], *kinds: str) -> Priced | None:
 
 
 def _fewest(items: Sequence[Priced]) -> Priced | None:
-    """Of those within the margin of the fastest the one on fewest nodes; the fastest of those."""
+    """Of those within the margin of the fastest the one on fewest nodes; the fastest of those.
+
+    One on several nodes beats every single node by the margin too, not only what is slower than the fastest.
+    """
     if not items:
         return None
     limit_s = items[0].step_time_s.p50 / (1 - MARGIN)
-    near = [item for item in items if item.step_time_s.p50 <= limit_s]
+    single_s = min((item.step_time_s.p50 for item in items if len(item.layout.nodes) == 1), default=math.inf)
+    near = [
+        item
+        for item in items
+        if item.step_time_s.p50 <= (limit_s if len(item.layout.nodes) == 1 else min(limit_s, single_s * (1 - MARGIN)))
+    ]
     return min(near, key=lambda item: (len(item.layout.nodes), item.layout.sync_every, item.step_time_s.p50))
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chinchilla.config.cluster import Cluster, Link, Node
@@ -166,6 +166,8 @@ def test_shares_by_speed_beat_even_shares_as_far_as_speeds_differ() -> None:
     st.floats(1e9, 1e16),
     st.sampled_from([1, 8]),
 )
+# Two nodes that are within the margin of three, and of one too.
+@example([1e11, 510620025903.0, 19632194577351.0], 72313757173.0, 0.0, 57587085844769.0, 1)
 def test_what_is_recommended_is_never_slower_than_one_node(
     speeds: list[float], bytes_per_s: float, latency_s: float, step_flops: float, micro_batches: int
 ) -> None:

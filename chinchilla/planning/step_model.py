@@ -108,11 +108,6 @@ def newton_schulz_flops(rows: int, columns: int) -> int:
     return NEWTON_SCHULZ_STEPS * (4 * short * short * long + 2 * short**3)
 
 
-def predict(unit_s: Mapping[str, float], work: Mapping[str, float]) -> float:
-    """Seconds that the work takes at these rates."""
-    return sum(unit_s[kind] * amount for kind, amount in work.items())
-
-
 def fit(samples: Sequence[Sample]) -> Fit:
     """Rates by non-negative least squares on relative errors; all samples have the same kinds of work."""
     kinds = list(samples[0].work)

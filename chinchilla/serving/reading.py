@@ -69,7 +69,8 @@ class Reading:
         for index, one in enumerate(asked):
             if one.num_tokens + extra > self.card.max_len:
                 more = f" and max_tokens {extra}" if extra else ""
-                message = f"{one.num_tokens} tokens{more} exceed the model's {self.card.max_len}; shorten it"
+                mend = "shorten it" if param != "messages" else "leave out the oldest, or set truncation to auto"
+                message = f"{one.num_tokens} tokens{more} exceed the model's {self.card.max_len}; {mend}"
                 raise RefusedError(422, "context_length_exceeded", f"{_place(values, param, index)}: {message}", param)
         self.metrics.tokens.add(sum(one.num_tokens for one in asked), "in")
         return asked

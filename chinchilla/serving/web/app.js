@@ -36,6 +36,8 @@ const SCORES = {
   accuracy: "accuracy",
   macro_f1: "macro F1",
   roc_auc: "ROC-AUC",
+  ap: "AP",
+  ap50: "AP50",
   hit_rate_10: "HR@10",
   ndcg_10: "NDCG@10",
 };

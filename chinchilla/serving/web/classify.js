@@ -64,7 +64,8 @@ function showBars(found) {
 }
 
 async function showBoxes(boxes) {
-  element("verdict").textContent = boxes.length === 1 ? "1 thing found" : `${boxes.length} things found`;
+  const things = ["Nothing", "1 thing"][boxes.length] || `${boxes.length} things`;
+  element("verdict").textContent = `${things} found`;
   element("bars").replaceChildren(...boxes.map(({ label, score }, index) => bar(`${index + 1} ${label}`, score, true)));
   await draw(file);
   boxes.forEach(({ box }, index) => mark(element("preview"), box, String(index + 1)));

@@ -255,6 +255,7 @@ def test_checkpoints_that_are_gone_when_they_are_needed_are_told_with_the_mend(t
     class Losing(Silent):
         def step(self, step: int, *rest: float) -> None:
             if step == 6:
+                trainer.saver.settle()  # or what is being written would fail, before anything is needed
                 shutil.rmtree(tmp_path / "checkpoints")
 
     trainer = faulty(tmp_path, nan_at(7), monitor=Losing())

@@ -10,6 +10,7 @@ from chinchilla.config.cluster import Node
 from chinchilla.config.errors import UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.frozen import Frozen
+from chinchilla.config.machine import Precision
 from chinchilla.planning.activations import BYTES, FP32
 from chinchilla.planning.network import Network, overlapped_step
 from chinchilla.planning.work import Work
@@ -81,17 +82,26 @@ class _Time:
     comm_s: float
 
 
+def require_rate(node: Node, precision: Precision) -> None:
+    """Refuse a node of which nobody knows how fast it is in a precision.
+
+    Raises:
+        UsageError: names the node, and what to add.
+    """
+    if precision not in node.flops_per_s:
+        raise UsageError(
+            f"cluster: node {node.name!r} has no {precision} rate: add one to its flops_per_s, "
+            f"or set train.precision to {' or '.join(node.flops_per_s)}"
+        )
+
+
 def node_rate(node: Node, work: Work, inside: Inside) -> float:
     """FLOP/s that this work gets out of a node.
 
     Raises:
         UsageError: the node's rate in the work's precision is not known.
     """
-    if work.precision not in node.flops_per_s:
-        raise UsageError(
-            f"cluster: node {node.name!r} has no {work.precision} rate: add one to its flops_per_s, "
-            f"or set train.precision to {' or '.join(node.flops_per_s)}"
-        )
+    require_rate(node, work.precision)
     devices = 1 if inside == "one device" else node.devices
     return devices * node.flops_per_s[work.precision] * work.efficiency
 

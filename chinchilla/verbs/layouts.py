@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from chinchilla.config.cluster import Cluster, read_cluster
+from chinchilla.config.machine import Precision
 from chinchilla.config.plan import Plan
 from chinchilla.config.run import Run
 from chinchilla.planning.layout import Layouts
 from chinchilla.planning.layout import layouts as choose
 from chinchilla.planning.network import Network
+from chinchilla.planning.price import require_rate
 from chinchilla.planning.search import Facts
 from chinchilla.planning.work import step_work
 
@@ -16,12 +18,25 @@ SPREAD = 0.5
 
 
 def read(run: Run) -> Cluster | None:
-    """The run's cluster; None for this machine alone.
+    """The run's cluster; None for this machine alone. Every verb that plans reads it before the data.
 
     Raises:
-        UsageError: the file is missing or wrong.
+        UsageError: the file is missing or wrong, or lacks a node's rate in the precision that the recipe fixes.
     """
-    return None if run.cluster.file is None else read_cluster(Path(run.cluster.file))
+    cluster = None if run.cluster.file is None else read_cluster(Path(run.cluster.file))
+    if run.train.precision is not None:
+        require_rates(cluster, run.train.precision)
+    return cluster
+
+
+def require_rates(cluster: Cluster | None, precision: Precision) -> None:
+    """Refuse a cluster whose layouts could not be priced in a precision, before anything is probed.
+
+    Raises:
+        UsageError: a node's rate in it is not known.
+    """
+    for node in cluster.node if cluster is not None else ():
+        require_rate(node, precision)
 
 
 def layouts(made: Plan, facts: Facts, cluster: Cluster) -> Layouts:

@@ -78,11 +78,12 @@ def plan(run: Run, tell: Tell = lambda text: None, law: Path | None = None) -> t
 
     Raises:
         DataError: data that cannot be used, or that the law is not of.
-        UsageError: money or energy without a price or power to reckon with.
+        UsageError: money or energy without a price or power to reckon with, or a wrong cluster file.
         BudgetError: not even one step fits the budget, or no model fits the limits.
         FaultError: what past runs taught is kept in a damaged file.
     """
     begun = time.perf_counter()
+    cluster = layouts.read(run)
     run, reckoned = timed(run, tell)
     own = None if law is None else read_law(law)
     prepared = prepare(run, tell)
@@ -94,6 +95,7 @@ def plan(run: Run, tell: Tell = lambda text: None, law: Path | None = None) -> t
     time_s = _time_budget(run, machine, begun)
     draft = draft_training(run, machine, prepared, time_s)
     draft = draft if own is None else own.settings.over(draft, run.train)
+    layouts.require_rates(cluster, draft.precision)
     _refuse_tiny(time_s, prepared, machine, draft)
     choice = choose(run, prepared, machine, draft, time_s, used_bytes(torch.device(machine.device)), tell, own)
     release_freed_memory()

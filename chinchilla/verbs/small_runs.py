@@ -30,6 +30,7 @@ from chinchilla.planning.posterior import Posterior, posterior
 from chinchilla.planning.room import Room
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.training.allocator import keep_freed_memory, used_bytes
+from chinchilla.verbs import layouts
 from chinchilla.verbs.plan import assemble, draft_training, measured_machine
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
@@ -102,13 +103,14 @@ def survey(loaded: Loaded, out: Path | None, target_s: float | None, tell: Calla
 
     Raises:
         DataError: data that cannot be used.
-        UsageError: no time budget, or fewer than three sizes left open.
+        UsageError: no time budget, a wrong cluster file, or fewer than three sizes left open.
         BudgetError: reading the data takes all of the budget, or no shape fits the limits.
     """
     run = loaded.run
     begun = time.perf_counter()
     if run.budget.time is None:
         raise UsageError("a sweep needs a time: give budget.time or --budget, like 30m")
+    cluster = layouts.read(run)
     prepared = prepare(quick(run), tell)
     machine = measured_machine(run, tell)
     keep_freed_memory()
@@ -118,6 +120,7 @@ def survey(loaded: Loaded, out: Path | None, target_s: float | None, tell: Calla
     small_s = left_s if target_s else SMALL_SHARE * left_s
     target_s = target_s or left_s - small_s
     draft = draft_training(run, machine, prepared, target_s)
+    layouts.require_rates(cluster, draft.precision)
     room = room_for(run, prepared, machine, draft, used_bytes(torch.device(machine.device)))
     shapes = _shapes(run, prepared, draft, room)
     # What no big run can meet is refused before the small ones.

@@ -27,6 +27,7 @@ from chinchilla.planning.machine import step_time
 from chinchilla.planning.room import Room
 from chinchilla.training.allocator import used_bytes
 from chinchilla.training.workers import worker_count
+from chinchilla.verbs import layouts
 from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE, draft_training, known_tariff, measured_machine
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
@@ -83,6 +84,8 @@ def whatif(
     if (prices and len(prices) != len(machines)) or any(not (math.isfinite(p) and p >= 0) for p in prices):
         raise UsageError(f"--price: give one for each of {len(machines)} machines, each 0 or more")
     runs = list(_runs(recipe, overrides, against))
+    for _, run in runs:
+        layouts.read(run)
     others = {text: _read_machine(Path(text)) for text in machines if text != HERE}
     known: dict[Any, Prepared] = {}
     cases = []

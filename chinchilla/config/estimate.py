@@ -32,3 +32,8 @@ class Estimate(Frozen):
     def around(cls, p50: float, spread: float, unit: str, source: Source) -> Self:
         """An estimate whose p10 and p90 lie a factor `1 + spread` below and above `p50` (p50 ≥ 0)."""
         return cls(p10=p50 / (1 + spread), p50=p50, p90=p50 * (1 + spread), unit=unit, source=source)
+
+    def scaled(self, factor: float, unit: str) -> Self:
+        """The same estimate times a number that is known (≥ 0), in another unit."""
+        ends = {name: factor * getattr(self, name) for name in ("p10", "p50", "p90")}
+        return self.model_copy(update=ends | {"unit": unit})

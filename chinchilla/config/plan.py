@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from chinchilla.config.considered import Considered, Frontier
 from chinchilla.config.correction import Correction
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.frozen import Frozen
@@ -45,7 +46,7 @@ class Training(Frozen):
     """Every setting the trainer obeys; nothing is left open.
 
     A step sees about `batch_tokens` real (non-padding) tokens, in `accumulation` micro-batches. Learning rates
-    are peak rates. `ema_decay` and `dropout` are off at 0; `clip_norm` is off at 0.
+    are peak rates. `ema_decay`, `dropout`, `drop_path` and `clip_norm` are off at 0.
     """
 
     steps: int
@@ -61,6 +62,7 @@ class Training(Frozen):
     clip_norm: float
     label_smoothing: float
     dropout: float
+    drop_path: float = Field(default=0.0, description="not kept by the first plans")
     ema_decay: float
     reconstruct_weight: float
     mask_rate: float
@@ -134,10 +136,17 @@ class Plan(Frozen):
     predicted: dict[str, Estimate]
     decisions: tuple[Decision, ...]
     probes: tuple[Probe, ...] = ()
+    considered: tuple[Considered, ...] = Field(default=(), description="by size, the chosen shape among them")
+    frontier: Frontier | None = Field(default=None, description="of the law that chose, where one did")
     rows: Rows | None = Field(default=None, description="not kept by the first plans")
     corrections: dict[str, Correction] = Field(
         default={}, description="put on `predicted` by `chinchilla audit --save`"
     )
     planning_time_s: float = 0.0
-    budget_time_s: float | None = Field(default=None, description="the time budget, planning included")
+    budget_time_s: float | None = Field(default=None, description="the time that steps are to fill, planning included")
     budget_flops: float | None = None
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Predictions that the budget settles but for little: the clock, or else what is seen."""
+        return frozenset(("tokens", "flops") if self.budget_time_s is None else ("train_time_s", "money"))

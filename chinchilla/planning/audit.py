@@ -41,6 +41,9 @@ LEAST_HALF_WIDTH = 1e-3
 MOST = 20.0
 """Factor that an interval widens or narrows by at most: a few runs that all hit the centre are luck."""
 
+FIXED = "fixed_"
+"""Begins the name of what the budget fixed (`Plan.fixed`): another kind of prediction than where it is open."""
+
 LEVELS = tuple(n / 10 for n in range(1, 10))
 
 _TENTH = NormalDist().inv_cdf(0.9)
@@ -193,8 +196,12 @@ def correction(outcomes: Sequence[Outcome]) -> Correction:
 
 
 def recalibration(outcomes: Sequence[Outcome], machine: Machine, num_runs: int, date: str) -> Recalibration:
-    """The corrections of all kinds for `machine`; the outcomes are of predictions before any correction."""
-    corrections = {kind: (len(found), correction(found)) for kind, found in by_kind(outcomes).items()}
+    """The corrections of all kinds for `machine`; the outcomes are of predictions before any correction.
+
+    What a budget fixed teaches nothing of what is open.
+    """
+    told = [outcome for outcome in outcomes if not outcome.name.startswith(FIXED)]
+    corrections = {kind: (len(found), correction(found)) for kind, found in by_kind(told).items()}
     return Recalibration(
         machine=machine.name,
         device=machine.device,
@@ -250,8 +257,12 @@ def load(cache: Path, machine: Machine) -> Recalibration | None:
 
 
 def recalibrated(plan: Plan, found: Recalibration | None) -> Plan:
-    """The plan with its predictions corrected, and a decision line that says so; as it is where nothing is known."""
-    corrections = found.corrects(plan.predicted) if found else {}
+    """The plan with its predictions corrected, and a decision line that says so; as it is where nothing is known.
+
+    What its budget fixes is left as it is.
+    """
+    uncertain = {name: told for name, told in plan.predicted.items() if name not in plan.fixed}
+    corrections = found.corrects(uncertain) if found else {}
     if found is None or not corrections:
         return plan
     corrected = {name: corrections[name].apply(plan.predicted[name]) for name in corrections}

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,16 +111,16 @@ def _run_folders(path: Path) -> list[Path]:
 
 def _past_run(folder: RunFolder, tell: Tell) -> PastRun | None:
     """What a run's ledger says; None, and told, where it says nothing."""
-    told = tuple(_outcomes(folder.ledger, tell))
+    made = folder.read_plan()
+    told = tuple(_outcomes(folder.ledger, made.fixed, tell))
     if not told:
         tell(f"{folder.path}: left out, no ledger with measurements (the run has not finished)")
         return None
-    made = folder.read_plan()
     raw = tuple(_before(outcome, made.corrections.get(outcome.name)) for outcome in told)
     return PastRun(folder.path, made.machine, told, raw)
 
 
-def _outcomes(ledger: Path, tell: Tell) -> Iterator[Outcome]:
+def _outcomes(ledger: Path, fixed: Container[str], tell: Tell) -> Iterator[Outcome]:
     """One outcome a quantity: the later line counts, of a run that was finished twice; what is free has none."""
     latest: dict[str, LedgerLine] = {}
     for number, record in enumerate(journal.read(ledger), 1):
@@ -130,7 +130,7 @@ def _outcomes(ledger: Path, tell: Tell) -> Iterator[Outcome]:
         if line.measured is None:
             tell(f"{ledger}: {name} was not measured, left out")
         elif line.measured > 0:
-            yield Outcome(name, line.predicted, line.measured)
+            yield Outcome(f"{history.FIXED}{name}" if name in fixed else name, line.predicted, line.measured)
 
 
 def _line(record: dict[str, Any], place: str) -> LedgerLine:

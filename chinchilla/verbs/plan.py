@@ -65,6 +65,12 @@ class _Pauses:
     checkpoint_s: float
 
 
+NEW_PLAN_ABOVE = 0.1
+"""Share of the time left by which the rest of the steps must miss it to be planned anew during training."""
+
+COUNTED_SPREAD = 0.01
+"""Relative spread of what a number of steps sees: batches are filled a little unevenly."""
+
 EVAL_SHARE = 0.03
 CHECKPOINT_SHARE = 0.02
 """Shares of the time that validations and checkpoints may take."""
@@ -231,9 +237,9 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
     saving = checkpoint_interval(pauses.checkpoint_s, run_s, CHECKPOINT_SHARE)
     training = _scheduled(run, draft, choice, pauses, saving, step_flops, elapsed_s)
     tokens = training.steps * tokens_per_step
-    spread = step_s.p90 / step_s.p50 - 1
+    clock_s = None if run.train.steps else run.budget.time
+    seen, train_time_s = _course(tokens, _train_time(training, step_s, pauses), step_s, facts.labels, clock_s)
     memory_bytes = _memory(choice, machine)
-    train_time_s = _train_time(training, step_s, pauses)
     num_params = count.num_params(shape)
     return Plan(
         task=run.task,
@@ -248,11 +254,11 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
         predicted={
             "step_time_s": step_s,
             "train_time_s": train_time_s,
-            "tokens": Estimate.around(tokens, spread, facts.labels, step_s.source),
+            "tokens": seen,
             "loss": choice.predict_loss(tokens),
             "memory_bytes": memory_bytes,
             "size_bytes": Estimate.around(4 * num_params, 0.01, "bytes", "measured"),
-            "flops": Estimate.around(tokens * flops_per_token, spread, "FLOP", step_s.source),
+            "flops": seen.scaled(flops_per_token, "FLOP"),
             "latency_s": choice.answer_on(machine, facts.request).estimate(),
             **cost.costs(cost.later(train_time_s, elapsed_s), known_tariff(run, machine)),
         },
@@ -260,7 +266,7 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
         probes=choice.probes,
         rows=rows_of(facts),
         planning_time_s=elapsed_s,
-        budget_time_s=run.budget.time,
+        budget_time_s=clock_s,
         budget_flops=run.budget.flops,
     )
 
@@ -291,6 +297,20 @@ def _train_time(training: Training, step_time_s: Estimate, pauses: _Pauses) -> E
         paused_s + training.steps * value for value in (step_time_s.p10, step_time_s.p50, step_time_s.p90)
     )
     return Estimate(p10=low, p50=middle, p90=high, unit="s", source=step_time_s.source)
+
+
+def _course(
+    tokens: float, train_time_s: Estimate, step_s: Estimate, unit: str, clock_s: float | None
+) -> tuple[Estimate, Estimate]:
+    """What is seen, and how long it takes. A clock that is set leaves the tokens open; else it is the other way round.
+
+    A run that the clock bounds plans its steps anew where they would miss it by more than `NEW_PLAN_ABOVE`.
+    """
+    if clock_s is None:
+        return Estimate.around(tokens, COUNTED_SPREAD, unit, "measured"), train_time_s
+    slowest, fastest = step_s.p50 / step_s.p90, step_s.p50 / step_s.p10
+    seen = Estimate(p10=tokens * slowest, p50=tokens, p90=tokens * fastest, unit=unit, source=step_s.source)
+    return seen, Estimate.around(train_time_s.p50, NEW_PLAN_ABOVE, "s", step_s.source)
 
 
 def _run_time(run: Run, step_s: float, step_flops: float, elapsed_s: float) -> float:
@@ -336,6 +356,11 @@ def _scheduled(
             "log_every": max(1, steps // 200),
         }
     )
+
+
+def _regularisation(training: Training) -> str:
+    told = f"dropout {training.dropout:g}, label smoothing {training.label_smoothing:g}"
+    return told + (f", paths dropped up to {training.drop_path:g}" if training.drop_path else "")
 
 
 def _why(optimizer: OptimizerKind) -> str:
@@ -397,7 +422,7 @@ def _decisions(
         ),
         (
             "regularisation",
-            f"dropout {training.dropout:g}, label smoothing {training.label_smoothing:g}",
+            _regularisation(training),
             "dropout",
             often,
         ),

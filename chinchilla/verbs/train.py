@@ -33,15 +33,12 @@ from chinchilla.training.monitor import Monitor, Silent, check_trackers, open_tr
 from chinchilla.training.progress import Outcome, Review
 from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.exam import RunExam
-from chinchilla.verbs.plan import plan
+from chinchilla.verbs.plan import NEW_PLAN_ABOVE, plan
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
 from chinchilla.verbs.stop import StopSignals
 
 log = logging.getLogger("chinchilla")
-
-NEW_PLAN_ABOVE = 0.1
-"""Share of the time left by which the rest of the steps must miss it to be planned anew."""
 
 SAMPLES = 12
 

@@ -1,6 +1,7 @@
 """`chinchilla audit` on made-up run folders and a real one: what it prints, keeps, draws and refuses."""
 
 import json
+import math
 import random
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -77,9 +78,33 @@ def test_bias_and_coverage_of_a_folder_of_runs(make_run, chinchilla, tmp_path, c
 def test_a_real_run_is_audited(finished, chinchilla, cache):
     code, out, _ = chinchilla("audit", finished["run"], "--json")
     assert code == 0
-    assert {score["name"] for score in told(out)["scores"]} == set(finished["predicted"])
+    fixed = {"tokens", "flops"}  # by train.steps
+    known = set(finished["predicted"]) - fixed
+    assert {score["name"] for score in told(out)["scores"]} == known | {f"fixed_{name}" for name in fixed}
     (found,) = told(out)["recalibrations"]
     assert (found["threads"], found["num_runs"]) == (1, 1)
+    assert {learnt["name"] for learnt in found["corrections"]} == known
+
+
+def test_what_a_budget_fixes_is_scored_apart_and_neither_teaches_nor_learns(make_run, made_plan, tmp_path):
+    """Ten runs were half as long again as thought: those of so many steps took the time, the others saw less."""
+    predicted = {
+        "tokens": Estimate.around(1e6, 0.2, "tokens", "measured"),
+        "train_time_s": Estimate.around(100.0, 0.2, "s", "measured"),
+    }
+    timed = made_plan.model_copy(update={"budget_time_s": 120.0, "predicted": predicted})
+    stepped = timed.model_copy(update={"budget_time_s": None})
+    for _ in range(10):
+        make_run(1 / 1.5, timed, {"tokens": predicted["tokens"]})
+        make_run(1.0, timed, {"train_time_s": predicted["train_time_s"]})
+        make_run(1.0, stepped, {"tokens": predicted["tokens"]})
+        make_run(1.5, stepped, {"train_time_s": predicted["train_time_s"]})
+    audited = audit([tmp_path / "runs"])
+    bias = {score.name: math.exp(score.bias) for score in audited.scores}
+    assert bias == pytest.approx({"tokens": 1 / 1.5, "fixed_train_time_s": 1, "fixed_tokens": 1, "train_time_s": 1.5})
+    (learnt,) = audited.recalibrations
+    assert history.recalibrated(timed, learnt).corrections.keys() == {"tokens"}
+    assert history.recalibrated(stepped, learnt).corrections.keys() == {"train_time_s"}
 
 
 def test_later_plans_use_what_is_kept_and_say_so(make_run, chinchilla, tmp_path, cache, numbers, small_machine):

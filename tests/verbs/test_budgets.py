@@ -62,6 +62,23 @@ def test_a_plan_keeps_the_facts_that_it_was_made_from(words):
     assert facts_of(made) == prepared.facts
 
 
+@pytest.mark.parametrize("budget", ["budget.time=30s", "train.steps=9", "budget.flops=1e10"])
+def test_either_the_clock_or_what_is_seen_is_open(words, budget):
+    extra = ["budget.time=30s"] if budget.startswith("train") else []
+    made, _ = plan(load_run(None, [*words, *SHAPE, budget, *extra]).run)
+    step_s, time_s, seen, flops = (made.predicted[n] for n in ("step_time_s", "train_time_s", "tokens", "flops"))
+    ratios = [each.p90 / each.p10 for each in (step_s, time_s, seen)]
+    assert flops.p90 == pytest.approx(seen.p90 * made.flops_per_token)
+    if budget == "budget.time=30s":
+        assert made.fixed == {"train_time_s", "money"}
+        assert ratios == pytest.approx([ratios[0], 1.1**2, ratios[0]])
+        assert seen.p10 == pytest.approx(seen.p50 * step_s.p50 / step_s.p90)
+    else:
+        assert made.fixed == {"tokens", "flops"}
+        assert 1 < ratios[2] < 1.03 < ratios[1] <= ratios[0]
+        assert seen.source == "measured"
+
+
 def test_energy_at_a_power_is_the_time_it_lasts(words, tmp_path):
     run = load_run(None, [*words, "budget.energy=1Wh", cluster(tmp_path, "watts = 120")]).run
     made, (told,) = timed(run)

@@ -16,6 +16,7 @@ from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
 from chinchilla.planning import count, halving, search
+from chinchilla.planning.bounds import bounds
 from chinchilla.planning.design import Big, best_shape
 from chinchilla.planning.hparams import Advice
 from chinchilla.planning.latency import AnswerTime, Request, answer_time
@@ -171,14 +172,12 @@ def _by_start(
     """The shape of the model to start from, which is only timed.
 
     Raises:
-        BudgetError: it does not fit the memory.
+        BudgetError: it does not fit the limits or the memory.
     """
     shape, run = start.shape_for(prepared.facts), prepared.run
     room = room_for(run, prepared, machine, draft, process_bytes)
-    way = room.way(shape)
-    if way is None:
-        raise search.too_little(shape, run.limits, room)
-    drafts = {shape: draft.model_copy(update={"recompute": way})}
+    start.require_within(shape, bounds(prepared.facts.request, machine, run.limits, room))
+    drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))})}
     choice = _by_probes(drafts, min(PROBE_SHARE * time_s, MOST_PROBE_S), prepared, machine, time_s, room, tell)
     return replace(choice, reason=f"as {start.path}, of which it takes {told(start, shape)}; timed in a short probe")
 

@@ -103,13 +103,18 @@ def survey(loaded: Loaded, out: Path | None, target_s: float | None, tell: Calla
 
     Raises:
         DataError: data that cannot be used.
-        UsageError: no time budget, a wrong cluster file, or fewer than three sizes left open.
+        UsageError: no time budget, a model to start from, a wrong cluster file, or fewer than three sizes left open.
         BudgetError: reading the data takes all of the budget, or no shape fits the limits.
     """
     run = loaded.run
     begun = time.perf_counter()
     if run.budget.time is None:
         raise UsageError("a sweep needs a time: give budget.time or --budget, like 30m")
+    if run.model.start is not None:
+        raise UsageError(
+            f"model.start {run.model.start}: a sweep compares sizes that all learn from nothing, and this model has "
+            "one size: sweep without it, or let `chinchilla plan` time that model"
+        )
     cluster = layouts.read(run)
     prepared = prepare(quick(run), tell)
     machine = measured_machine(run, tell)

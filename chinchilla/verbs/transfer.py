@@ -1,6 +1,7 @@
 """Starting from a model that is there: its shape and its tokenizer for the plan, its weights for the new model."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import torch
 from torch import Tensor
 
 from chinchilla.config.adapter import Adapter
-from chinchilla.config.errors import UsageError
+from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.shape import Shape
+from chinchilla.config.units import show_bytes, show_time
 from chinchilla.data.tokenizer import Specials, Tokenizer
 from chinchilla.models.adapt import adapt_
 from chinchilla.models.hub import MODEL_TYPE, Loaded, read_model
 from chinchilla.models.quantized import is_quantized
 from chinchilla.models.transformer import Transformer
+from chinchilla.planning.bounds import Bound
 from chinchilla.planning.search import Facts
 
 
@@ -73,6 +76,20 @@ class Start:
             "reconstruct": False,
         }
         return Shape.model_validate(old.model_dump() | changes)
+
+    def require_within(self, shape: Shape, held_to: Sequence[Bound]) -> None:
+        """Hold the shape, which has no smaller one to fall back on, to the limits.
+
+        Raises:
+            BudgetError: it breaks one; names it and what is needed.
+        """
+        for bound in held_to:
+            if not bound.holds(shape):
+                show = show_time if bound.key == "limits.latency" else show_bytes
+                raise BudgetError(
+                    f"model.start {self.path}: needs {show(bound.needs(shape))}, and {bound.key} allows "
+                    f"{show(max(0, bound.most))}: start from a smaller model, or allow more"
+                )
 
 
 def refuse_unmergeable(adapter: Adapter | None) -> None:

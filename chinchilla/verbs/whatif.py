@@ -19,6 +19,7 @@ from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
 from chinchilla.planning import search
+from chinchilla.planning.bounds import bounds
 from chinchilla.planning.cost import Tariff, costs, in_time
 from chinchilla.planning.count import flops_per_token, num_params
 from chinchilla.planning.latency import answer_time
@@ -32,6 +33,7 @@ from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE, draft_training, 
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
 from chinchilla.verbs.probes import GAPS, PEAK_SHARE, PROBE_SHARE
+from chinchilla.verbs.transfer import Start
 
 Tell = Callable[[str], None]
 
@@ -86,6 +88,7 @@ def whatif(
     runs = list(_runs(recipe, overrides, against))
     for _, run in runs:
         layouts.read(run)
+        _refuse_adapter(run)
     others = {text: _read_machine(Path(text)) for text in machines if text != HERE}
     known: dict[Any, Prepared] = {}
     cases = []
@@ -100,6 +103,14 @@ def whatif(
             tariff = replace(tariff, price_per_hour=prices[number]) if prices else tariff
             cases.append(_case(name, run, prepared, machine, tariff))
     return cases
+
+
+def _refuse_adapter(run: Run) -> None:
+    if run.adapter is not None:
+        raise UsageError(
+            "adapter: whatif reckons steps that train every weight, which an adapter's do not: leave [adapter] out, or "
+            "let `chinchilla plan` time such steps"
+        )
 
 
 def facts(case: Case) -> dict[str, str]:
@@ -191,14 +202,16 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
     peak = PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
     time_s = run.budget.time or (run.budget.flops or 0) / peak
     flops = run.budget.flops or time_s * peak
-    by_law = search.law_holds(flops)
+    start = prepared.start
+    by_law = start is None and search.law_holds(flops)
     draft = draft_training(run, machine, prepared, time_s)
     room = _room(run, prepared, machine, draft)
-    shape = (
-        _by_law(flops, run, prepared, machine, room)
-        if by_law
-        else _by_rule(flops, time_s, run, prepared, machine, room)
-    )
+    if start is not None:
+        shape = _by_start(start, run, prepared, machine, room)
+    elif by_law:
+        shape = _by_law(flops, run, prepared, machine, room)
+    else:
+        shape = _by_rule(flops, time_s, run, prepared, machine, room)
     timed_step = step_time(shape, room.batch, machine, draft.precision, draft.optimizer, draft.accumulation)
     step_s = timed_step.estimate()
     step_tokens = room.batch.loss_rows * draft.accumulation
@@ -206,13 +219,15 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
     training = draft.model_copy(update={"steps": _steps(run, step_s.p50, step_tokens * token_flops, by_law)})
     predicted = {
         **_course(run, training.steps, step_s, step_tokens, token_flops, by_law),
-        "loss": _loss(shape, training.steps * step_tokens, prepared, by_law),
+        **_loss(shape, training.steps * step_tokens, prepared, by_law),
         "memory_bytes": _memory(shape, room, machine),
         "size_bytes": Estimate.around(4 * num_params(shape), 0.01, "bytes", "measured"),
         "latency_s": answer_time(shape, prepared.facts.request, machine).estimate(),
     }
     predicted |= costs(predicted["time_s"], tariff)
     basis = f"{BESIROGLU.name} law" if by_law else "rules of thumb for small runs"
+    if start is not None:
+        basis = f"the shape of {start.path}; nothing here says what loss its weights come to"
     timing = "steps measured on" if step_s.source == "measured" else "roofline of"
     fits = "" if room.way(shape) is not None else "; does not fit its memory"
     return Case(name, f"{basis}; {timing} {machine.name}, {machine.threads} threads{fits}", shape, training, predicted)
@@ -238,11 +253,14 @@ def _scaled(estimate: Estimate, factor: float, unit: str) -> Estimate:
     return Estimate(p10=low, p50=middle, p90=high, unit=unit, source=estimate.source)
 
 
-def _loss(shape: Shape, tokens: float, prepared: Prepared, by_law: bool) -> Estimate:
+def _loss(shape: Shape, tokens: float, prepared: Prepared, by_law: bool) -> dict[str, Estimate]:
+    """The loss of a run from nothing. Weights that were taken over have seen other data, of which no law knows."""
     unique = prepared.facts.unique_tokens
+    if prepared.start is not None:
+        return {}
     if by_law:
-        return law_loss(BESIROGLU, num_params(shape), tokens, unique)
-    return small_loss(prepared.facts.task, shape.num_outputs, tokens, unique)
+        return {"loss": law_loss(BESIROGLU, num_params(shape), tokens, unique)}
+    return {"loss": small_loss(prepared.facts.task, shape.num_outputs, tokens, unique)}
 
 
 def _useful(by_law: bool) -> float:
@@ -259,6 +277,13 @@ def _steps(run: Run, step_s: float, step_flops: float, by_law: bool) -> int:
     if steps < 1:
         raise BudgetError(f"budget.flops: one step takes {step_flops:.3g} FLOP: raise it or fix a smaller model")
     return steps
+
+
+def _by_start(start: Start, run: Run, prepared: Prepared, machine: Machine, room: Room) -> Shape:
+    """The shape of the model to start from; it has no other."""
+    shape = start.shape_for(prepared.facts)
+    start.require_within(shape, bounds(prepared.facts.request, machine, run.limits, room))
+    return shape
 
 
 def _by_law(flops: float, run: Run, prepared: Prepared, machine: Machine, room: Room) -> Shape:
@@ -284,6 +309,7 @@ def _room(run: Run, prepared: Prepared, machine: Machine, draft: Training) -> Ro
         accumulation=draft.accumulation,
         workers=worker_count(draft, torch.device(machine.device)),
         dropout=draft.dropout > 0,
+        drop_path=draft.drop_path > 0,
         ema=draft.ema_decay > 0,
         recompute=run.train.recompute,
     )

@@ -9,11 +9,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from chinchilla.planning.constants import Z80
+
 LEAST_SPREAD, UNKNOWN_SPREAD = 0.05, 0.2
 """Of a step time: what a quiet machine shows from minute to minute, and what is told of a few steps."""
-
-TWO_SIDED_90 = 1.64
-"""Standard deviations that hold nine of ten cases."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def pace(windows: Sequence[Window]) -> float:
 
 
 def spread(windows: Sequence[Window]) -> float:
-    """How far, relatively, one window's pace lies from all of theirs together in nine of ten cases."""
+    """How far, relatively, one window's pace lies from all of theirs together in eight of ten cases: to p10 and p90."""
     if len(windows) < 2:
         return UNKNOWN_SPREAD
-    return max(LEAST_SPREAD, TWO_SIDED_90 * statistics.stdev(window.pace for window in windows) / pace(windows))
+    return max(LEAST_SPREAD, Z80 * statistics.stdev(window.pace for window in windows) / pace(windows))

@@ -39,6 +39,12 @@ MOST_EPOCHS = 40
 
 PROBE_BATCH_TOKENS = 4_096
 
+BESIDE = (1 / 8, 1 / 4, 1 / 2, 2)
+"""Multiples of a law's size that are weighed against it."""
+
+APART = 1.5
+"""Factor that sizes lie apart to be told from each other: nearer, a law's valley is flat."""
+
 PROMPT_TOKENS, ANSWER_TOKENS = 16, 32
 """A typical request for text: a few words, and a line of answer; `verbs.exam` measures the same."""
 
@@ -278,6 +284,19 @@ def law_plan(
             Decision(name="batch", value=f"{show_count(advice.batch_tokens)} tokens", reason=advice.reason),
         ),
     )
+
+
+def sizes_beside(
+    shape: Shape, facts: Facts, fixed: Model, limits: Limits, machine: Machine | None = None
+) -> list[Shape]:
+    """Shapes of about an eighth to twice the parameters of a law's (`BESIDE`) within the limits, smallest first.
+
+    Raises:
+        UsageError: a limit on latency without a machine.
+    """
+    held_to, count = bounds(facts.request, machine, limits), num_params(shape)
+    found = dict.fromkeys(_nearest_shape(factor * count, facts, fixed, held_to) for factor in BESIDE)
+    return [each for each in found if abs(math.log(num_params(each) / count)) >= math.log(APART)]
 
 
 def num_steps(

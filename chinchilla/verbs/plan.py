@@ -29,7 +29,8 @@ from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs import layouts
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.probes import PEAK_SHARE, Choice, choose, law_advice
+from chinchilla.verbs.probes import PEAK_SHARE, Choice, choose, law_advice, room_for
+from chinchilla.verbs.weighed import with_choice
 
 log = logging.getLogger("chinchilla")
 
@@ -103,11 +104,13 @@ def plan(run: Run, tell: Tell = lambda text: None, law: Path | None = None) -> t
     draft = draft if own is None else own.settings.over(draft, run.train)
     layouts.require_rates(cluster, draft.precision)
     _refuse_tiny(time_s, prepared, machine, draft)
-    choice = choose(run, prepared, machine, draft, time_s, used_bytes(torch.device(machine.device)), tell, own)
+    process_bytes = used_bytes(torch.device(machine.device))
+    choice = choose(run, prepared, machine, draft, time_s, process_bytes, tell, own)
     release_freed_memory()
     made = assemble(run, prepared, machine, draft, choice, begun)
     made = made.model_copy(update={"decisions": (*reckoned, *made.decisions)})
-    return audit.recalibrated(made, learnt), prepared
+    made = audit.recalibrated(made, learnt)
+    return with_choice(made, choice, prepared.facts, room_for(run, prepared, machine, draft, process_bytes)), prepared
 
 
 def timed(run: Run, tell: Tell = lambda text: None) -> tuple[Run, tuple[Decision, ...]]:

@@ -15,12 +15,12 @@ from chinchilla.config.plan import Probe, Training
 from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
-from chinchilla.planning import count, halving, search
+from chinchilla.planning import count, front, halving, search
 from chinchilla.planning.bounds import bounds
 from chinchilla.planning.design import Big, best_shape
 from chinchilla.planning.hparams import Advice
 from chinchilla.planning.latency import AnswerTime, Request, answer_time
-from chinchilla.planning.laws import BESIROGLU, law_loss
+from chinchilla.planning.laws import BESIROGLU, ChinchillaLaw, law_loss
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.memory import State, state
 from chinchilla.planning.own_law import OwnLaw
@@ -63,6 +63,7 @@ class Choice:
 
     `needs_bytes` is the memory that training takes beside the process. `curve` is its probe's (tokens, loss);
     `valid_loss` what a validation found after it, in `eval_time_s`. `answer` is how long it took to answer, if timed.
+    `own` or `law` chose it, where a law did; `rivals` are the shapes it was weighed against.
     """
 
     shape: Shape
@@ -81,6 +82,8 @@ class Choice:
     prior: halving.Prior
     own: OwnLaw | None = None
     answer: AnswerTime | None = None
+    law: ChinchillaLaw | None = None
+    rivals: tuple[front.Rival, ...] = ()
 
     def answer_on(self, machine: Machine, request: Request) -> AnswerTime:
         """Seconds of a typical answer: as timed, or by the model of `planning.latency`."""
@@ -140,12 +143,13 @@ def choose(
         return _by_law(flops, run, prepared, machine, draft, process_bytes)
     room = room_for(run, prepared, machine, draft, process_bytes)
     shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room)
+    shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
     probe_s = min(PROBE_SHARE * time_s, MOST_PROBE_S)
     most = _affordable(probe_s) if run.train.probes else 1
-    advised = None if own is None else big_run(own, shapes, prepared, machine, draft, time_s)
+    bought = within_reach(shapes, prepared, machine, draft, time_s)
+    advised = None if own is None else best_shape(own, bought)
     fitting = len(shapes)
     shapes = [advised.shape] if advised else search.near(shapes, search.typical_params(flops), most)
-    shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
     drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))}) for shape in shapes}
     choice = _by_probes(drafts, probe_s, prepared, machine, time_s, room, tell)
     if advised is None and len(shapes) == 1 < fitting:
@@ -153,11 +157,11 @@ def choose(
             f"of {fitting} shapes the nearest to the rule of thumb's size, compared with none; timed in a short probe"
         )
         return replace(choice, reason=reason)
-    if advised is None:
+    if own is None or advised is None:
         return choice
     sizes = f"{show_count(advised.num_params.p10)} to {show_count(advised.num_params.p90)}"
     reason = f"best by your own law ({sizes} parameters do about as well); timed in a short probe"
-    return replace(choice, own=own, reason=reason)
+    return replace(choice, own=own, reason=reason, rivals=front.by_own_law(own, bought, advised.shape))
 
 
 def _by_start(
@@ -192,13 +196,19 @@ def big_run(
     pace: float = 1.0,
 ) -> Big:
     """What an own law advises among `shapes` for `time_s` of training, at `pace` seconds for each of the model's."""
-    facts = prepared.facts
-    batch = facts.batch(draft.batch_tokens / draft.accumulation)
+    return best_shape(own, within_reach(shapes, prepared, machine, draft, time_s / pace))
+
+
+def within_reach(
+    shapes: list[Shape], prepared: Prepared, machine: Machine, draft: Training, time_s: float
+) -> list[tuple[Shape, float]]:
+    """Each shape with the labelled tokens that it gets through in `time_s` seconds, by the model of a step's time."""
+    batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
     options = []
     for shape in shapes:
-        step_s = pace * step_time(shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
+        step_s = step_time(shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
         options.append((shape, time_s / step_s * batch.loss_rows * draft.accumulation))
-    return best_shape(own, options)
+    return options
 
 
 def room_for(run: Run, prepared: Prepared, machine: Machine, draft: Training, process_bytes: int) -> Room:
@@ -254,6 +264,15 @@ def _by_law(
         eval_time_s=None,
         unique_tokens=prepared.facts.unique_tokens,
         prior=halving.prior_of(prepared.facts.task),
+        law=BESIROGLU,
+        rivals=front.by_published_law(
+            BESIROGLU,
+            flops,
+            prepared.facts.unique_tokens,
+            search.sizes_beside(found.shape, prepared.facts, run.model, run.limits, machine),
+            found.shape,
+            known=run.task == "generate",
+        ),
     )
 
 
@@ -310,6 +329,7 @@ def _by_probes(
         unique_tokens=prepared.facts.unique_tokens,
         prior=halving.prior_of(prepared.facts.task),
         answer=answer,
+        rivals=front.by_probes(seen, best.shape),
     )
 
 

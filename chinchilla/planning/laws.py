@@ -220,6 +220,10 @@ def require_offered(name: str, known: Collection[str]) -> None:
         raise UsageError(f"no law {name!r}: there are {', '.join(known)}{hint}")
 
 
+FRESH_EPOCHS = 4.0
+"""So far repeats are worth nearly what fresh tokens are (Muennighoff 2023); beyond, the discount itself is a guess."""
+
+
 def effective_tokens(unique: float, seen: float, half_life: float = REPEAT_HALF_LIFE.value) -> float:
     """What `seen` tokens drawn from `unique` different ones are worth, in fresh tokens (Muennighoff 2023).
 

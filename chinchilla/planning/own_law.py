@@ -15,7 +15,7 @@ from chinchilla.config.run import Train
 from chinchilla.planning.constants import Constant, Span
 from chinchilla.planning.fit import CONSTANTS, FARTHEST
 from chinchilla.planning.huber import Array
-from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN, ChinchillaLaw, effective_tokens
+from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN, FRESH_EPOCHS, ChinchillaLaw, effective_tokens
 from chinchilla.planning.posterior import Posterior, percentile_80
 from chinchilla.planning.search import Facts
 
@@ -23,9 +23,6 @@ Draw = tuple[float, float, float, float, float, float]
 
 ALIKE = 0.02
 """Relative difference in bytes a token, or in the number of tokens, up to which two texts count as the same."""
-
-FRESH_EPOCHS = 4.0
-"""So far repeats are worth nearly what fresh tokens are (Muennighoff 2023); beyond, the discount itself is a guess."""
 
 
 class Settings(Frozen):

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chinchilla.config.errors import DataError, UsageError
 from chinchilla.config.plan import Plan
 from chinchilla.config.units import show_count
-from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN
+from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN, FRESH_EPOCHS
 from chinchilla.store.run_folder import RunFolder
 
 log = logging.getLogger("chinchilla")
@@ -34,7 +34,8 @@ class Runs:
     """Finished runs in the order they were read. Every array is (runs,).
 
     `num_params` counts embeddings, `tokens` are those seen, `loss` is the final validation loss in nats a token and
-    `flops` the training compute under `convention`: "paper6nd" (6·N·D) or "given" (the user's own count).
+    `flops` the training compute under `convention`: "paper6nd" (6·N·D) or "given" (the user's own count). `plans` are
+    those of run folders; a file has none.
     """
 
     num_params: Array
@@ -44,6 +45,7 @@ class Runs:
     places: tuple[str, ...]
     source: str
     convention: str
+    plans: tuple[Plan, ...] = ()
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -53,8 +55,13 @@ class Runs:
         """Compute by 6·N·D, (runs,), whatever `flops` counts: what a law of N and D takes for a budget."""
         return FLOPS_PER_PARAM_TOKEN * self.num_params * self.tokens
 
+    @property
+    def repeats(self) -> int:
+        """How many runs have the size and the tokens of one before; each counts, like other seeds."""
+        return len(self) - len(set(zip(self.num_params.tolist(), self.tokens.tolist(), strict=True)))
+
     def pick(self, keep: NDArray[np.bool_]) -> Self:
-        """The runs where `keep` (runs,) is true."""
+        """The runs where `keep` (runs,) is true, without their plans."""
         places = tuple(place for place, kept in zip(self.places, keep, strict=True) if kept)
         arrays = (self.num_params[keep], self.tokens[keep], self.loss[keep], self.flops[keep])
         return type(self)(*arrays, places, self.source, self.convention)
@@ -66,6 +73,7 @@ class _Row:
 
     place: str
     values: dict[str, float]
+    plan: Plan | None = None
 
 
 def make_runs(num_params: Array, tokens: Array, loss: Array, source: str = "arrays") -> Runs:
@@ -81,7 +89,7 @@ def read_runs(path: Path) -> Runs:
     """Read runs: a CSV with columns params, tokens, loss (flops optional), JSONL with such keys, or a folder of runs.
 
     Of a folder every finished run in it counts, with its best validation loss; unfinished and compressed ones are
-    left out with a note.
+    left out with a note. Tokens are those seen: of runs that saw their data often a note tells.
 
     Raises:
         DataError: missing, empty or malformed; a value that is not positive and finite; one run twice; a loss that
@@ -89,7 +97,9 @@ def read_runs(path: Path) -> Runs:
         UsageError: neither a folder nor a file ending in .csv or .jsonl.
     """
     if path.is_dir():
-        return _checked(list(_folder_rows(path)), str(path))
+        rows = list(_folder_rows(path))
+        _tell_of_repeated_data(path, rows)
+        return _checked(rows, str(path))
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
     if path.suffix.lower() not in readers:
         nothing = "" if path.exists() else "there is no such file or folder; "
@@ -141,7 +151,22 @@ def _folder_rows(path: Path) -> Iterator[_Row]:
                 f"{first} and {other} have other tasks, vocabularies or texts, so that their losses do not compare; "
                 "put the runs of each into a folder of their own"
             )
-        yield _row(str(results), {"params": plan.num_params, **_outcome(results)})
+        yield replace(_row(str(results), {"params": plan.num_params, **_outcome(results)}), plan=plan)
+
+
+def _tell_of_repeated_data(path: Path, rows: list[_Row]) -> None:
+    epochs = [row.values["tokens"] / row.plan.unique_tokens for row in rows if row.plan is not None]
+    often = sum(each > FRESH_EPOCHS for each in epochs)
+    if often:
+        log.warning(
+            "%s: %d of %d runs saw their data more than %g times (up to %.3g), and the fit takes repeats for fresh "
+            "tokens: they count for more than they are worth",
+            path,
+            often,
+            len(rows),
+            FRESH_EPOCHS,
+            max(epochs),
+        )
 
 
 def _kind(plan: Plan) -> tuple[object, ...]:
@@ -203,7 +228,8 @@ def _checked(rows: list[_Row], source: str) -> Runs:
     num_params, tokens, loss = (np.array([row.values[name] for row in rows]) for name in NEEDED)
     flops = np.array([row.values["flops"] for row in rows]) if counted else FLOPS_PER_PARAM_TOKEN * num_params * tokens
     places = tuple(row.place for row in rows)
-    return Runs(num_params, tokens, loss, flops, places, source, "given" if counted else "paper6nd")
+    plans = tuple(row.plan for row in rows if row.plan is not None)
+    return Runs(num_params, tokens, loss, flops, places, source, "given" if counted else "paper6nd", plans)
 
 
 def _refuse_repeats(rows: list[_Row]) -> None:

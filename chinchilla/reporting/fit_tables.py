@@ -99,6 +99,10 @@ def ahead_rows(ahead: tuple[Best, ...]) -> Rows:
 def check_rows(fitted: Fit, identified: Identification) -> Rows:
     """What each check found, warnings last."""
     rows: Rows = [
+        (
+            "repeated runs",
+            f"{fitted.runs.repeats} of {len(fitted.runs)} have the size and tokens of another; all count",
+        ),
         ("noise of a run", f"{identified.noise:.2%}"),
         ("condition of the Hessian", f"{identified.condition:.2g}"),
     ]

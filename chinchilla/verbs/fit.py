@@ -43,6 +43,7 @@ def _law(found: Study) -> dict[str, Any]:
         "intervals": _ends(fitted.intervals),
         "errors": {name: interval.error for name, interval in fitted.intervals.items()},
         "runs": len(fitted.runs),
+        "repeats": fitted.runs.repeats,
         "bootstraps": len(fitted.draws),
         "convention": fitted.runs.convention,
         "objective": fitted.objective,

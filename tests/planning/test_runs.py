@@ -157,10 +157,24 @@ def folder(tmp_path):
 def test_a_folder_gives_its_finished_runs_and_tells_of_the_others(folder, caplog):
     runs = read_runs(folder)
     assert np.array_equal(np.column_stack([runs.num_params, runs.tokens, runs.loss]), ROWS)
-    assert [record.message.rsplit("/", 1)[1] for record in caplog.records] == [
-        "int8: left out, compressed",
-        "stopped: left out, not finished",
-    ]
+    compressed, stopped, repeated = (record.message for record in caplog.records)
+    assert compressed.endswith("/int8: left out, compressed")
+    assert stopped.endswith("/stopped: left out, not finished")
+    assert f"{folder}: 4 of 4 runs saw their data more than 4 times (up to 40)" in repeated
+    assert [plan.num_params for plan in runs.plans] == runs.num_params.tolist()
+
+
+def test_runs_of_one_size_and_length_count_alike_from_a_folder_and_a_file(folder, tmp_path):
+    again = folder / "generate-9"
+    again.mkdir()
+    (again / "plan.json").write_text(make_plan(int(ROWS[0][0])).model_dump_json())
+    (again / "results.json").write_text(json.dumps({"tokens": ROWS[0][1], "valid_loss": 4.52}))
+    ours, theirs = read_runs(folder), read_runs(write(tmp_path / "runs.csv", [*ROWS, (*ROWS[0][:2], 4.52)]))
+    assert (len(ours), ours.repeats) == (len(theirs), theirs.repeats) == (5, 1)
+    assert sorted(ours.loss) == sorted(theirs.loss)
+    (again / "results.json").write_text(json.dumps({"tokens": ROWS[0][1], "valid_loss": ROWS[0][2]}))
+    with pytest.raises(DataError, match=r"generate-9/results\.json: the same run as .*generate-0.*; keep one"):
+        read_runs(folder)
 
 
 def test_a_folder_of_unlike_runs_a_run_itself_and_damage_are_refused(folder):

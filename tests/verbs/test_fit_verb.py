@@ -31,6 +31,7 @@ def test_json_has_the_constants_with_intervals_around_them(chinchilla, runs_csv)
         assert low < found[name] < high
         assert low < truth < high
     assert found["a"] == pytest.approx(found["beta"] / (found["alpha"] + found["beta"]))
+    assert found["repeats"] == 0
     assert (found["runs"], found["bootstraps"], found["confidence"]) == (16, 200, 0.95)
     law = ChinchillaLaw.model_validate(found["law"])
     assert law.optimum(found["ahead"][0]["flops"])[0] == pytest.approx(found["ahead"][0]["params"]["p50"], rel=0.5)
@@ -40,7 +41,15 @@ def test_json_has_the_constants_with_intervals_around_them(chinchilla, runs_csv)
 def test_the_table_tells_constants_budgets_and_checks(chinchilla, runs_csv):
     code, out, _ = chinchilla("fit", runs_csv, "--bootstraps", "100")
     assert code == 0
-    for words in ("from 16 runs", "alpha", "95 % interval", "Budgets ahead", "cheap runs foretell", "most influential"):
+    for words in (
+        "from 16 runs",
+        "0 of 16 have the size",
+        "alpha",
+        "95 % interval",
+        "Budgets ahead",
+        "cheap runs foretell",
+        "most influential",
+    ):
         assert words in out
 
 

@@ -64,6 +64,24 @@ class Dropout(nn.Module):
         return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
 
 
+def kept_paths(
+    branches: int, x: Tensor, segments: Tensor | None, rate: float, generator: torch.Generator | None
+) -> Tensor:
+    """Stochastic depth (Huang 2016, arXiv 1603.09382): what each residual branch counts for in each example.
+
+    0 with a chance of `rate`, else 1 / (1 - rate), so that nothing is scaled in evaluation (the convention of timm and
+    DeiT); each branch and each example by itself. Gives (branches, batch, 1, 1), or (branches, batch, length, 1) where
+    `segments` (batch, length) int64 number several examples in a row of `x` (batch, length, dim).
+    """
+    several = None if segments is None or segments.dtype == torch.bool else segments
+    slots = 1 if several is None else x.shape[1] + 1  # no row holds more segments than positions; 0 is padding
+    chances = torch.rand(branches, len(x), slots, generator=generator).to(x.device)
+    kept = (chances >= rate).to(x.dtype).mul_(1 / (1 - rate))
+    if several is not None:
+        kept = kept.gather(2, several.expand(branches, -1, -1))
+    return kept[..., None]
+
+
 class Mlp(nn.Module):
     """The feed-forward half of a block."""
 
@@ -105,14 +123,23 @@ class Block(nn.Module):
         memory_mask: Tensor | None = None,
         cache: LayerCache | None = None,
         cross_cache: LayerCache | None = None,
+        paths: Tensor | None = None,
     ) -> Tensor:
-        """`x` (batch, length, dim) → the same shape; masks as `SelfAttention` and `CrossAttention` take them."""
+        """`x` (batch, length, dim) → the same shape; masks as `SelfAttention` and `CrossAttention` take them.
+
+        `paths` (see `kept_paths`) say what each branch, in order, counts for; None: 1.
+        """
         if self.pre:
-            x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation, cache))
+            x = x + self._branch(self.attention(self.attention_norm(x), mask, rotation, cache), paths, 0)
             if self.cross is not None and self.cross_norm is not None and memory is not None:
-                x = x + self.dropout(self.cross(self.cross_norm(x), memory, memory_mask, cross_cache))
-            return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation, cache)))
+                x = x + self._branch(self.cross(self.cross_norm(x), memory, memory_mask, cross_cache), paths, 1)
+            return x + self._branch(self.mlp(self.mlp_norm(x)), paths, -1)
+        x = self.attention_norm(x + self._branch(self.attention(x, mask, rotation, cache), paths, 0))
         if self.cross is not None and self.cross_norm is not None and memory is not None:
-            x = self.cross_norm(x + self.dropout(self.cross(x, memory, memory_mask, cross_cache)))
-        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+            x = self.cross_norm(x + self._branch(self.cross(x, memory, memory_mask, cross_cache), paths, 1))
+        return self.mlp_norm(x + self._branch(self.mlp(x), paths, -1))
+
+    def _branch(self, x: Tensor, paths: Tensor | None, index: int) -> Tensor:
+        """What is added to the residual stream."""
+        x = self.dropout(x)
+        return x if paths is None else x * paths[index]

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from chinchilla.config.shape import ImageStem, Shape
 from chinchilla.models.attention import Rotation, causal_mask
-from chinchilla.models.block import Block, Dropout
+from chinchilla.models.block import Block, Dropout, kept_paths
 from chinchilla.models.boxes import BoxHead
 from chinchilla.models.cache import KVCache
 from chinchilla.models.embed import Embed
@@ -40,6 +40,9 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Block(shape, causal, cross, dropout) for _ in range(num_layers))
         self.norm = make_norm(shape) if shape.norm_order == "pre" else nn.Identity()
         self.recompute = False
+        self.drop_path = 0.0
+        self.generator: torch.Generator | None = None
+        self._branches = 3 if cross else 2
 
     def forward(
         self,
@@ -49,16 +52,23 @@ class Stack(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         cache: KVCache | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
-        """`x` (batch, length, dim) → the same shape."""
+        """`x` (batch, length, dim) → the same shape; `segments` (batch, length) number the examples of each row."""
         for index, layer in enumerate(self.layers):
             own = cache.self_layers[index] if cache else None
             cross = cache.cross_layers[index] if cache else None
+            paths = self._paths(index, x, segments) if self.drop_path and self.training else None
             if self.recompute and cache is None and torch.is_grad_enabled():
-                x = computed_again(layer, x, mask, turn, memory, memory_mask)
+                x = computed_again(layer, x, mask, turn, memory, memory_mask, None, None, paths)
             else:
-                x = layer(x, mask, turn, memory, memory_mask, own, cross)
+                x = layer(x, mask, turn, memory, memory_mask, own, cross, paths)
         return self.norm(x)
+
+    def _paths(self, index: int, x: Tensor, segments: Tensor | None) -> Tensor:
+        """Which branches of a layer are dropped: from layer to layer more often, up to `drop_path` (Huang 2016, eq. 4)."""
+        rate = self.drop_path * (index + 1) / len(self.layers)
+        return kept_paths(self._branches, x, segments, rate, self.generator)
 
 
 def computed_again(block: nn.Module, *inputs: Any) -> Tensor:
@@ -110,7 +120,7 @@ class Transformer(nn.Module):
         """Take dropout's masks and other noise from this CPU generator instead of torch's own."""
         self.generator = generator
         for module in self.modules():
-            if isinstance(module, Dropout):
+            if isinstance(module, Dropout | Stack):
                 module.generator = generator
 
     def recompute_(self, on: bool) -> None:
@@ -118,6 +128,12 @@ class Transformer(nn.Module):
         for stack in (self.encoder, self.decoder):
             if stack is not None:
                 stack.recompute = on
+
+    def drop_path_(self, rate: float) -> None:
+        """How often training drops a residual branch of the last block for an example; of those before it, less."""
+        for stack in (self.encoder, self.decoder):
+            if stack is not None:
+                stack.drop_path = rate
 
     def reset_parameters(self) -> None:
         """Normal weights of standard deviation 1/√fan_in, branch outputs scaled by 1/√(2·layers), zero biases."""
@@ -169,7 +185,7 @@ class Transformer(nn.Module):
         self._check_length(length)
         positions = self._positions(length, source.device, segments)
         mask = None if segments is None else self._mask(segments, segments)
-        return self.encoder(self.embed(source, positions), mask, self._rotation(positions))
+        return self.encoder(self.embed(source, positions), mask, self._rotation(positions), segments=segments)
 
     def decode(
         self,
@@ -195,7 +211,7 @@ class Transformer(nn.Module):
             mask = None if target_segments is None else self._mask(target_segments, target_segments, causal=True)
         cross = None if memory_segments is None else _cross_mask(target_segments, memory_segments)
         x = self.embed(target, positions)
-        return self.decoder(x, mask, self._rotation(positions), memory, cross, cache)
+        return self.decoder(x, mask, self._rotation(positions), memory, cross, cache, target_segments)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`hidden` (…, dim) → (…, vocab_size), or (…, num_classes)."""

@@ -42,9 +42,11 @@ class Saved:
     size_bytes: int
 
 
-def saved_bytes(shape: Shape, batch: Batch, precision: Precision, dropout: bool = False) -> int:
+def saved_bytes(
+    shape: Shape, batch: Batch, precision: Precision, dropout: bool = False, drop_path: bool = False
+) -> int:
     """Bytes saved for the backward pass of one micro-batch."""
-    return sum(part.kept for part in parts(shape, batch, precision, dropout))
+    return sum(part.kept for part in parts(shape, batch, precision, dropout, drop_path))
 
 
 def saved(shape: Shape, batch: Batch, precision: Precision, dropout: bool = False) -> list[Saved]:
@@ -68,13 +70,15 @@ def by_operator(items: list[Saved]) -> dict[str, int]:
     return dict(totals)
 
 
-def parts(shape: Shape, batch: Batch, precision: Precision, dropout: bool = False) -> list[Part]:
+def parts(
+    shape: Shape, batch: Batch, precision: Precision, dropout: bool = False, drop_path: bool = False
+) -> list[Part]:
     """Every part of a forward pass with its loss, in order of execution."""
-    return [Part(name, tuple(ops)) for name, ops in _parts(shape, batch, precision, dropout)]
+    sides = [(Rows(shape, batch, precision, dropout, side, drop_path), layers) for side, layers in stacks(shape)]
+    return [Part(name, tuple(ops)) for name, ops in _parts(shape, sides)]
 
 
-def _parts(shape: Shape, batch: Batch, precision: Precision, dropout: bool) -> Iterator[tuple[str, Iterator[Op]]]:
-    sides = [(Rows(shape, batch, precision, dropout, side), num_layers) for side, num_layers in stacks(shape)]
+def _parts(shape: Shape, sides: list[tuple[Rows, int]]) -> Iterator[tuple[str, Iterator[Op]]]:
     for rows, num_layers in sides:
         yield f"{rows.side}.embed", rows.embed()
         for index in range(num_layers):

@@ -88,6 +88,7 @@ def memory(
     *,
     ema: bool = False,
     dropout: bool = False,
+    drop_path: bool = False,
     accumulation: int = 1,
     recompute: bool = False,
     workers: int = 1,
@@ -100,7 +101,7 @@ def memory(
     backward pass makes all gradients anew (`training.workers`), from a worker's second one on beside their sum.
     """
     held = state(shape, optimizer, ema)
-    work = parts(shape, batch, precision, dropout)
+    work = parts(shape, batch, precision, dropout, drop_path)
     again = _again(shape, batch, precision, work) if recompute else {}
     saved = sum(part.kept for part in work) - sum(again.values()) + _pixels(shape, batch, precision)
     logits = _logits(shape, batch, precision)
@@ -151,11 +152,11 @@ def _block(part: Part) -> bool:
 
 
 def _again(shape: Shape, batch: Batch, precision: Precision, work: list[Part]) -> dict[str, int]:
-    """What each block does not keep where it is computed again: all but its input; by the part it ends with."""
+    """What each block does not keep where it is computed again: all but what it is given; by the part it ends with."""
     freed: Counter[str] = Counter()
     for part in filter(_block, work):
         side, index, _ = part.name.split(".")
-        freed[f"{side}.{index}.mlp"] += part.kept
+        freed[f"{side}.{index}.mlp"] += sum(op.kept for op in part.ops if op.operator != "drop path")
     for name in freed:
         rows = batch.source_rows if name.startswith("encoder") else batch.target_rows
         freed[name] -= BYTES[precision] * rows * shape.dim

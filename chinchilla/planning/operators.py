@@ -44,10 +44,16 @@ class Rows:
     precision: Precision
     dropout: bool
     side: Side
+    drop_path: bool = False
 
     @property
     def size(self) -> int:
         return BYTES[self.precision]
+
+    @property
+    def bare(self) -> bool:
+        """Whether a branch is added to the residual stream as it is."""
+        return not (self.dropout or self.drop_path)
 
     @property
     def low(self) -> bool:
@@ -196,7 +202,10 @@ class Rows:
 
     def _branch(self) -> Iterator[Op]:
         if self.dropout:
-            yield Op("dropout", self.stream, makes=self.stream)
+            yield Op("dropout", self.stream, makes=self.stream, drops=self.stream if self.drop_path else 0)
+        if self.drop_path:
+            factors = self.rows if self.batch.packed else self.batch.size
+            yield Op("drop path", self.size * factors, makes=self.stream)
 
     def _before(self) -> Iterator[Op]:
         """How a branch begins: with a norm, or straight from the residual stream."""
@@ -235,7 +244,7 @@ class Rows:
         if shape.attention == "gated":
             yield from self._gate()
         copied = self._plain(self.length) or shape.attention != "full" or shape.qk_norm
-        yield from self._linear(rows, width, shape.dim, keeps=copied, shared=not self.dropout)
+        yield from self._linear(rows, width, shape.dim, keeps=copied, shared=self.bare)
         yield from self._after()
 
     def _key_gradient(self) -> int:
@@ -283,7 +292,7 @@ class Rows:
         mask_rows = rows if self.batch.packed else self.batch.size
         yield from self._attend(key_rows, self.batch.source_len, mask_rows, own=False)
         plain = self._plain(self.batch.source_len)
-        yield from self._linear(rows, width, shape.dim, keeps=plain, shared=not self.dropout)
+        yield from self._linear(rows, width, shape.dim, keeps=plain, shared=self.bare)
         yield from self._after()
 
     def _mask_rows(self) -> int:
@@ -376,7 +385,7 @@ class Rows:
             # What ReLU gives is all that it and the next layer keep.
             yield Op("activation", inner, makes=inner, drops=inner)
         keeps = shape.activation != "relu"
-        yield from self._linear(rows, shape.ffn_dim, shape.dim, keeps=keeps, shared=not self.dropout)
+        yield from self._linear(rows, shape.ffn_dim, shape.dim, keeps=keeps, shared=self.bare)
         yield from self._after()
 
     def head(self) -> Iterator[Op]:

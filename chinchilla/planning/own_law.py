@@ -36,6 +36,7 @@ class Settings(Frozen):
     decay_fraction: float
     label_smoothing: float
     dropout: float
+    drop_path: float = 0.0
     ema_decay: float
 
     @classmethod

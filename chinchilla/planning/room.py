@@ -24,6 +24,7 @@ class Room:
     accumulation: int = 1
     workers: int = 1
     dropout: bool = False
+    drop_path: bool = False
     ema: bool = False
     recompute: bool | None = None
 
@@ -36,6 +37,7 @@ class Room:
             self.optimizer,
             ema=self.ema,
             dropout=self.dropout,
+            drop_path=self.drop_path,
             accumulation=self.accumulation,
             recompute=recompute,
             workers=self.workers,

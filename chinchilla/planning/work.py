@@ -57,6 +57,7 @@ def step_work(shape: Shape, batch: Batch, training: Training, efficiency: float,
         training.optimizer,
         ema=training.ema_decay > 0,
         dropout=training.dropout > 0,
+        drop_path=training.drop_path > 0,
         accumulation=training.accumulation,
         recompute=training.recompute,
     )

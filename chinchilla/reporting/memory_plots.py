@@ -63,7 +63,7 @@ def moments(shape: Shape, batch: Batch, training: Training, device: str) -> list
     A moment's total is that phase's peak; of a part's forward pass it is what is held when that part is done.
     """
     workers = math.gcd(training.accumulation, training.threads) if device == "cpu" and not training.compile else 1
-    dropout = training.dropout > 0
+    dropout, drop_path = training.dropout > 0, training.drop_path > 0
     made = memory(
         shape,
         batch,
@@ -71,11 +71,12 @@ def moments(shape: Shape, batch: Batch, training: Training, device: str) -> list
         training.optimizer,
         ema=training.ema_decay > 0,
         dropout=dropout,
+        drop_path=drop_path,
         accumulation=training.accumulation,
         recompute=training.recompute,
         workers=workers,
     )
-    held, work = made.state, parts(shape, batch, training.precision, dropout)
+    held, work = made.state, parts(shape, batch, training.precision, dropout, drop_path)
     stored = [_stored(part, shape, batch, training) for part in work]
     empty = Moment("", held.weights, held.optimizer, held.copies + held.tables)
     summed = workers * held.gradients if training.accumulation > workers else 0

@@ -77,6 +77,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.model.to(self.device)
         self.model.recompute_(self.training.recompute)
+        self.model.drop_path_(self.training.drop_path)
         if self.training.compile:
             compile_blocks_(self.model)
         self.workers = Workers(self.model, worker_count(self.training, self.device), self.training.seed)

@@ -222,6 +222,7 @@ def room_for(run: Run, prepared: Prepared, machine: Machine, draft: Training, pr
         accumulation=draft.accumulation,
         workers=worker_count(draft, device),
         dropout=draft.dropout > 0,
+        drop_path=draft.drop_path > 0,
         ema=draft.ema_decay > 0,
         recompute=run.train.recompute,
     )

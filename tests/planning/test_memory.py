@@ -154,6 +154,19 @@ def test_saved_activations_with_dropout(precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("variant", [{}, {"norm_order": "post"}, {"num_decoder_layers": 0}, {"attention": "gated"}])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_saved_activations_with_dropped_paths(
+    variant: dict[str, object], dropout: float, packed: bool, precision: str
+) -> None:
+    shape = SMALL.model_copy(update=variant)
+    batch, model = sized(shape, packed), Transformer(shape, dropout)
+    model.drop_path_(0.3)
+    assert saved_bytes(shape, batch, precision, dropout > 0, True) == kept_bytes(model, batch, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_saved_activations_past_the_longest_plain_attention(precision: str) -> None:
     shape = SMALL.model_copy(update={"num_encoder_layers": 0, "num_decoder_layers": 1, "max_len": 2 * LONGEST_PLAIN})
     batch = Batch(2, target_len=LONGEST_PLAIN + 1)
@@ -191,15 +204,18 @@ def test_saved_activations_of_reconstruction(precision: str) -> None:
     assert saved_bytes(shape, batch, precision) == pytest.approx(kept_by(model, total), rel=0.003)
 
 
-@given(st.sampled_from([*VARIANTS, *BLOCKS]), st.sampled_from(["fp32", "bf16"]), st.booleans(), st.integers(1, 3))
+@given(
+    st.sampled_from([*VARIANTS, *BLOCKS]), st.sampled_from(["fp32", "bf16"]), st.booleans(), st.booleans(),
+    st.integers(1, 3),
+)  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_what_the_backward_pass_leaves_are_the_gradients(
-    variant: dict[str, object], precision: str, dropout: bool, layers: int
+    variant: dict[str, object], precision: str, dropout: bool, drop_path: bool, layers: int
 ) -> None:
     sides = {name: layers for name in ("num_encoder_layers", "num_decoder_layers") if variant.get(name) != 0}
     shape = SMALL.model_copy(update=variant | sides)
     matrices = sum(4 * a * b for a, b in (sizes for sizes in parameters(shape).values() if len(sizes) == 2))
-    work = parts(shape, sized(shape), precision, dropout)
+    work = parts(shape, sized(shape), precision, dropout, drop_path)
     assert sum(op.makes - op.drops for part in work for op in part.ops) == matrices
 
 
@@ -303,10 +319,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def gradients_peak(shape: Shape, batch: Batch, precision: str, micro_batches: int, recompute: bool) -> int:
+def gradients_peak(
+    shape: Shape, batch: Batch, precision: str, micro_batches: int, recompute: bool, drop_path: float = 0.0
+) -> int:
     """Most bytes alive while the trainer's own worker makes gradients; images are held on to, as the trainer does."""
     model = Transformer(shape)
     model.recompute_(recompute)
+    model.drop_path_(drop_path)
     workers, held = Workers(model, 1, 0), []
 
     def given(model: Transformer, batch: Batch) -> Loss:
@@ -327,6 +346,21 @@ def test_peak_of_forward_and_backward_is_the_allocators(name: str, precision: st
     passes = max(size for phase, size in counted.phases.items() if phase.startswith(("forward", "backward")))
     measured = base + gradients_peak(shape, batch, precision, 1, recompute)
     assert passes == pytest.approx(measured, rel=0.005 if precision == "fp32" else 0.02)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["encoder-decoder", "packed", "encoder only", "small images"])
+def test_peak_with_dropped_paths_is_the_allocators(name: str, precision: str, recompute: bool) -> None:
+    variant, batch = STEPS[name]
+    shape = WIDE.model_copy(update=variant)
+    counted = memory(shape, batch, precision, "adamw", drop_path=True, recompute=recompute)
+    base = counted.state.total - counted.state.gradients
+    passes = max(size for phase, size in counted.phases.items() if phase.startswith(("forward", "backward")))
+    measured = base + gradients_peak(shape, batch, precision, 1, recompute, 0.2)
+    assert passes == pytest.approx(measured, rel=0.005 if precision == "fp32" else 0.02)
+    assert passes > max(memory(shape, batch, precision, "adamw", recompute=recompute).phases.values()) or recompute
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3])

@@ -33,6 +33,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "everything": {"reconstruct_weight": 0.5, "ema_decay": 0.9, "schedule": "cosine", "threads": 2},
     "adamw": {"optimizer": "adamw", "ema_decay": 0.9},
     "two workers": {"threads": 2},
+    "dropped paths": {"drop_path": 0.5, "threads": 2, "shape": make_shape(num_encoder_layers=2, num_decoder_layers=2)},
+    "dropped paths, computed again": {"drop_path": 0.5, "recompute": True},
     "bf16": {"precision": "bf16", "ema_decay": 0.9},
     "text": {
         "task": Generate(),

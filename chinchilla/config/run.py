@@ -201,6 +201,7 @@ class Train(Frozen):
     reconstruct_weight: NonNegativeFloat = Field(0.0, description="weight of feature reconstruction; 0 is off")
     mask_rate: Fraction = Field(0.15, description="share of inputs masked when reconstruction is on")
     precision: Precision | None = None
+    drop_path: Fraction | None = Field(None, description="how often the last block's branches are dropped; 0 is off")
     compile: bool | None = None
     recompute: bool | None = None
     threads: PositiveInt | None = None

@@ -19,6 +19,7 @@ from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Precision
 from chinchilla.config.plan import OptimizerKind, ScheduleKind, TaskName
 from chinchilla.config.shape import Activation, AttentionKind, NormKind, Patch, PositionKind
+from chinchilla.config.noise import Noise
 from chinchilla.config.units import Count, EnergyJ, Flops, LatencyS, Number, SizeBytes, TimeS
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -79,11 +80,24 @@ class Images(Frozen):
     zoom: Fraction = Field(0.1, description="share it is scaled by, at most")
     flip: bool = Field(False, description="mirror every other image, left to right")
     colour: Fraction = Field(0.0, description="share that brightness, contrast and saturation change by, at most")
+    crop: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="least share of an image's area that a crop keeps, anywhere in it; 1 is off"
+    )
     randaugment: NonNegativeInt = Field(0, description="operations of RandAugment an image")
     mix: Literal["mixup", "cutmix"] | None = Field(None, description="mix every image with another")
 
 
 class Tokenizer(Frozen):
+    def misplaced(self, task: TaskName) -> str | None:
+        """What is asked for that the task has no use for, and the mend; None where all is well."""
+        if task == "classify_image":
+            return None
+        used = {"size", "patch", "flip"} if task == "detect" else set()
+        has = "brings images to a size, mirrors them and nothing else" if used else "has no images"
+        asked = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        wrong = next((name for name in asked if name not in used), None)
+        return None if wrong is None else f"images.{wrong}: {task} {has}; leave it out"
+
     """The tokenizer to train on the training data, or a ready `tokenizer.json`."""
 
     kind: Literal["bpe", "unigram"] = "bpe"
@@ -245,4 +259,12 @@ class Run(Frozen):
     def _something_to_adapt(self) -> Self:
         if self.adapter is not None and self.model.start is None:
             raise ValueError("adapter: there is no model to adapt; name one in model.start")
+        return self
+    noise: Noise = Noise()
+
+    @model_validator(mode="after")
+    def _all_of_use(self) -> Self:
+        misplaced = self.noise.misplaced(self.task) or self.images.misplaced(self.task)
+        if misplaced is not None:
+            raise ValueError(misplaced)
         return self

@@ -1,4 +1,4 @@
-"""Random changes to training images: moved, turned, scaled, mirrored, recoloured, mixed; RandAugment (Cubuk 2019).
+"""Random changes to training images: cropped, moved, turned, scaled, mirrored, recoloured, mixed; RandAugment.
 
 Every change follows from numbers given with the images, so that whoever keeps those can repeat it. (kornia's draw from
 torch's global generator, and take 2.5 to 3.6 times as long on a CPU.) Whatever moves an image becomes one affine map
@@ -24,7 +24,14 @@ TURN, ZOOM, SHIFT_X, SHIFT_Y, SHEAR_X, SHEAR_Y = range(6)
 """Columns of what moves an image: radians, a share of its size, shares of its sides, slopes."""
 
 FLIP, BRIGHTNESS, CONTRAST, SATURATION, PARTNER, SHARE, LABEL, CUT_X, CUT_Y, FIRST = range(4, 14)
-"""Columns of an image's draws; before them are four for turn, zoom and shift, and from `FIRST` on RandAugment's."""
+"""Columns of an image's draws; before them are four for turn, zoom and shift, from `FIRST` on RandAugment's (Cubuk
+2019) and then, where images are cropped, four of the crop."""
+
+CROP = 4
+"""Draws of a crop: share of the area, shape, and where it lies."""
+
+LONGEST = 4 / 3
+"""Most that one side's share exceeds the other's in a crop, as is usual (Szegedy 2015, arXiv 1409.4842)."""
 
 MOVES = ((TURN, math.radians(30)), (SHEAR_X, 0.3), (SHEAR_Y, 0.3), (SHIFT_X, 0.33), (SHIFT_Y, 0.33))
 """What RandAugment moves by, at most."""
@@ -45,7 +52,7 @@ PAINTS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
 
 def num_draws(images: Images) -> int:
     """Numbers in [0, 1) that an image's changes follow from."""
-    return FIRST + 2 * images.randaugment
+    return FIRST + 2 * images.randaugment + (CROP if images.crop < 1 else 0)
 
 
 def changed(pixels: Pixels, draws: Floats, images: Images) -> Tensor:
@@ -57,7 +64,8 @@ def changed(pixels: Pixels, draws: Floats, images: Images) -> Tensor:
     x = to_unit(painted(pixels, draws, images.randaugment))
     if images.colour:
         x = recoloured(x, images.colour * (2 * draws[:, [BRIGHTNESS, CONTRAST, SATURATION]] - 1))
-    return moved(x, moves(draws, images), draws[:, FLIP] < (0.5 if images.flip else 0))
+    window = windows(draws[:, -CROP:], images.crop) if images.crop < 1 else None
+    return moved(x, moves(draws, images), draws[:, FLIP] < (0.5 if images.flip else 0), window)
 
 
 def to_unit(pixels: Pixels) -> Tensor:
@@ -76,8 +84,19 @@ def moves(draws: Floats, images: Images) -> Floats:
     return found
 
 
-def moved(x: Tensor, by: Floats, flip: NDArray[np.bool_]) -> Tensor:
-    """Images (batch, channels, height, width) resampled after turn, shear, zoom, shift and then `flip` (batch,)."""
+def windows(draws: Floats, least: float) -> Floats:
+    """Crops of at least a share of the area, by four draws each: shares of width and height, and of left and top."""
+    area = least + (1 - least) * draws[:, 0]
+    shape = LONGEST ** (2 * draws[:, 1] - 1)
+    sides = np.minimum(np.sqrt(area[:, None] * np.stack([shape, 1 / shape], 1)), 1)
+    return np.concatenate([sides, (1 - sides) * draws[:, 2:]], 1).astype(np.float32)
+
+
+def moved(x: Tensor, by: Floats, flip: NDArray[np.bool_], window: Floats | None = None) -> Tensor:
+    """Images (batch, channels, height, width) resampled after turn, shear, zoom, shift and then `flip` (batch,).
+
+    With a `window` (batch, 4), as `windows` gives it, that part of each image takes the whole's place first.
+    """
     height, width = x.shape[2:]
     cos, sin = np.cos(by[:, TURN]), np.sin(by[:, TURN])
     shear_x, shear_y = by[:, SHEAR_X], by[:, SHEAR_Y]
@@ -88,6 +107,10 @@ def moved(x: Tensor, by: Floats, flip: NDArray[np.bool_]) -> Tensor:
     map_ /= 1 + by[:, ZOOM, None, None]
     map_[:, 0, 2], map_[:, 1, 2] = -2 * by[:, SHIFT_X], -2 * by[:, SHIFT_Y]
     map_[flip, :, 0] *= -1
+    if window is not None:
+        sides, corners = window[:, :2], window[:, 2:]
+        map_ *= sides[:, :, None]
+        map_[:, :, 2] += 2 * corners + sides - 1
     grid = F.affine_grid(torch.from_numpy(map_), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from chinchilla.config.errors import DataError
-from chinchilla.data.encode import EncodedDocuments, EncodedPairs, Ragged
-from chinchilla.data.packing import POOL, Rows, best_fit, joined, row_lens
+from chinchilla.data.encode import EncodedDocuments, EncodedPairs
+from chinchilla.data.packing import POOL, Rows, best_fit, epoch_of, joined, numbered, row_lens
+from chinchilla.data.ragged import Ragged, unless_longer
 
 IGNORED = -100
 """The label of a position that has none."""
@@ -49,6 +50,9 @@ class PairBatches:
     row are left out; `left_out` counts them. Each epoch shuffles the pairs, packs them anew (best fit, longest first,
     in pools of 8,192) and shuffles the rows; the last batch is filled up with empty rows. Batches `like` others have
     the same row lengths, whatever their own data's proportion.
+
+    Pair i of epoch e has the number e * (number of pairs) + i. Noise on the sources, where the pairs have some, follows
+    from the seed and that number; a source that would no longer fit its row stays whole.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class PairBatches:
         filling = 0.95
         self.num_rows = max(1, round(batch_tokens / (filling * self.row_lens[1])))
         self._packed: tuple[int, list[Rows]] = (-1, [])
+        self._seen: tuple[int, Ragged] = (-1, pairs.source)
 
     @property
     def unique_tokens(self) -> int:
@@ -81,7 +86,7 @@ class PairBatches:
     def padding(self) -> float:
         """The share of the first epoch's positions, source and target, that are padding."""
         positions = self.num_batches(0) * self.num_rows * sum(self.row_lens)
-        return float(1 - self._lengths[:, self._fitting].sum() / positions)
+        return float(1 - self._lengths_in(0)[:, self._fitting].sum() / positions)
 
     def num_batches(self, epoch: int) -> int:
         """How many micro-batches an epoch has; it may differ by one or two from epoch to epoch."""
@@ -90,24 +95,31 @@ class PairBatches:
     def order(self, epoch: int) -> list[Rows]:
         """The pairs of each micro-batch of an epoch, in order, with -1 between one row of the batch and the next."""
         rows = self._pack(epoch)
-        return [joined(rows[start : start + self.num_rows]) for start in range(0, len(rows), self.num_rows)]
+        starts = range(0, len(rows), self.num_rows)
+        return [
+            numbered(joined(rows[start : start + self.num_rows]), epoch, len(self._pairs.source)) for start in starts
+        ]
 
     def batch(self, rows: Rows) -> dict[str, Tensor]:
         """The tensors of one micro-batch as `order` gives it (see the class)."""
         pairs, (source_len, target_len) = self._pairs, self.row_lens
+        epoch, rows = epoch_of(rows, len(pairs.source))
+        sources = self._sources(epoch)
         source, target = (np.full((self.num_rows, length), pairs.pad_id, np.int64) for length in self.row_lens)
         labels = np.full((self.num_rows, target_len), IGNORED, np.int64)
         source_segments, target_segments = np.zeros((self.num_rows, source_len), np.int64), np.zeros_like(labels)
         for row, members in enumerate(np.split(rows, np.flatnonzero(rows < 0))):
             left = right = 0
             for segment, pair in enumerate(members[members >= 0], start=1):
-                given, wanted = pairs.source[pair], pairs.target[pair]
+                given, wanted = sources[pair], pairs.target[pair]
                 end, stop = left + len(given), right + len(wanted)
                 source[row, left:end], source[row, end] = given, pairs.eos_id
                 target[row, right], target[row, right + 1 : stop + 1] = pairs.bos_id, wanted
                 labels[row, right:stop], labels[row, stop] = wanted, pairs.eos_id
                 source_segments[row, left : end + 1] = target_segments[row, right : stop + 1] = segment
                 left, right = end + 1, stop + 1
+        if pairs.noise is not None:
+            source = pairs.noise.masked(source, (self._seed, epoch, 1, int(rows.max())))
         arrays = {
             "source": source,
             "target": target,
@@ -120,12 +132,25 @@ class PairBatches:
     def _pack(self, epoch: int) -> list[Rows]:
         if self._packed[0] != epoch:
             random = np.random.default_rng((self._seed, epoch))
-            pairs = random.permutation(self._fitting)
+            pairs, lengths = random.permutation(self._fitting), self._lengths_in(epoch)
             rows: list[Rows] = []
             for start in range(0, len(pairs), POOL):
-                rows += best_fit(pairs[start : start + POOL], self._lengths, self.row_lens)
+                rows += best_fit(pairs[start : start + POOL], lengths, self.row_lens)
             self._packed = epoch, [rows[place] for place in random.permutation(len(rows))]
         return self._packed[1]
+
+    def _lengths_in(self, epoch: int) -> Rows:
+        return np.stack([self._sources(epoch).lengths + 1, self._lengths[1]])
+
+    def _sources(self, epoch: int) -> Ragged:
+        """The sources as this epoch reads them, unmasked."""
+        pairs, seen = self._pairs, self._seen
+        if pairs.noise is None or not pairs.noise.backoff:
+            return pairs.source
+        if seen[0] != epoch:
+            apart, _ = pairs.noise.apart(pairs.source, (self._seed, epoch, 2))
+            seen = self._seen = epoch, unless_longer(apart, pairs.source, self.row_lens[0] - 1)
+        return seen[1]
 
 
 class TextBatches:

@@ -6,31 +6,13 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chinchilla.data.examples import Document, Pair
+from chinchilla.data.ragged import Ragged as Ragged
+from chinchilla.data.text_noise import TextNoise
 from chinchilla.data.tokenizer import Tokenizer
 
 _CHUNK = 1000
-
-
-@dataclass(frozen=True, eq=False)
-class Ragged:
-    """Rows of different length, one after the other: row i is `flat[offsets[i]:offsets[i + 1]]`."""
-
-    flat: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """The length of each row (num_rows,)."""
-        return np.diff(self.offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> NDArray[np.int32]:
-        return self.flat[self.offsets[row] : self.offsets[row + 1]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +24,8 @@ class EncodedPairs:
     pad_id: int
     bos_id: int
     eos_id: int
+    noise: TextNoise | None = None
+    """On the sources, each time anew."""
 
 
 @dataclass(frozen=True, eq=False)

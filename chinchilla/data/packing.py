@@ -53,3 +53,13 @@ def joined(rows: list[Rows]) -> Rows:
     """Rows one after the other with -1 between them."""
     separator = np.array([-1])
     return np.concatenate([part for row in rows for part in (separator, row)][1:])
+
+
+def numbered(rows: Rows, epoch: int, count: int) -> Rows:
+    """Joined rows of an epoch's examples, by numbers that tell the epoch too: epoch * `count` + example."""
+    return np.where(rows < 0, rows, rows + epoch * count)
+
+
+def epoch_of(rows: Rows, count: int) -> tuple[int, Rows]:
+    """The epoch, and the joined rows as they were before `numbered`."""
+    return int(rows.max()) // count, np.where(rows < 0, rows, rows % count)

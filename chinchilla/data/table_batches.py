@@ -18,6 +18,9 @@ class TableBatches:
 
     What is left over, less than a batch, is dropped; it is other rows in each epoch. Batches `like` others have their
     size and hold every row: the last is filled up with empty rows, which have no label.
+
+    Row i of epoch e has the number e * (number of rows) + i. Noise on the cells, where the rows have some, follows from
+    the seed and that number of the batch's first row.
     """
 
     def __init__(self, rows: TableRows, batch_size: int, seed: int, like: "TableBatches | None" = None) -> None:
@@ -43,7 +46,7 @@ class TableBatches:
 
     def order(self, epoch: int) -> list[Rows]:
         """The rows of each micro-batch of an epoch."""
-        rows = np.random.default_rng((self._seed, epoch)).permutation(len(self._rows))
+        rows = np.random.default_rng((self._seed, epoch)).permutation(len(self._rows)) + epoch * len(self._rows)
         return [rows[start : start + self.num_rows] for start in range(0, len(rows), self.num_rows)][
             : self.num_batches(epoch)
         ]
@@ -53,5 +56,9 @@ class TableBatches:
         width = self._rows.source.shape[1]
         source = np.zeros((self.num_rows, width), np.float32)
         labels = np.full((self.num_rows, 1 + width), IGNORED, np.int64)
-        source[: len(rows)], labels[: len(rows), 0] = self._rows.source[rows], self._rows.labels[rows]
+        places = rows % len(self._rows)
+        cells = self._rows.source[places]
+        if self._rows.noise is not None:
+            cells = self._rows.noise.varied(cells, (self._seed, int(rows[0]), 1))
+        source[: len(rows)], labels[: len(rows), 0] = cells, self._rows.labels[places]
         return {"source": torch.from_numpy(source), "labels": torch.from_numpy(labels)}

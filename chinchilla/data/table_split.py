@@ -21,6 +21,7 @@ from chinchilla.data.column_fit import choose, fit_columns
 from chinchilla.data.columns import Columns
 from chinchilla.data.divide import Hashes, Index, divide, seed_salt, text_hash
 from chinchilla.data.rows import MalformedError
+from chinchilla.data.table_noise import TableNoise
 from chinchilla.data.tables import Table, cell_problems, need_column, read_table, skips_of, without_problems
 
 MOST_NUMBERS = 50
@@ -35,6 +36,8 @@ class TableRows:
 
     source: NDArray[np.float32]
     labels: NDArray[np.int64]
+    noise: TableNoise | None = None
+    """On the cells, each time anew."""
 
     def __len__(self) -> int:
         return len(self.labels)

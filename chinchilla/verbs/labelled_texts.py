@@ -1,5 +1,6 @@
 """The data of text classification: packed texts, each with its class at its first position."""
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -7,6 +8,7 @@ from chinchilla.config.run import Run
 from chinchilla.data.labelled import LabelledSplit, encode_labelled, labelled_rows, split_labelled
 from chinchilla.data.packed_batches import Aligned, PackedBatches
 from chinchilla.data.text_classes import TextClasses
+from chinchilla.data.text_noise import text_noise
 from chinchilla.planning.search import Facts
 from chinchilla.tasks.classify import Classify
 from chinchilla.tasks.task import Task
@@ -26,6 +28,7 @@ def _prepare(run: Run, split: LabelledSplit, task: Task, test: tuple[Any, ...], 
     characters = sum(len(example.text) for example in split.train)
     tokenizer = make_tokenizer(run, (example.text for example in split.train), characters)
     tell(f"tokenizer of {tokenizer.vocab_size:,} tokens; {len(split.classes.names)} classes; encoding")
+    noise = text_noise(run.noise, tokenizer)
     encoded = [encode_labelled(part, tokenizer, split.classes) for part in (split.train, split.valid)]
     row_len = run.model.max_len or fitting_row(encoded[0].text.lengths + 1)
     train, valid = (labelled_rows(part, row_len) for part in encoded)
@@ -33,6 +36,7 @@ def _prepare(run: Run, split: LabelledSplit, task: Task, test: tuple[Any, ...], 
     def make(rows: Aligned, labels: int, seed: int, like: PackedBatches | None = None) -> PackedBatches:
         return PackedBatches(rows, row_len, labels, seed, "source", tokenizer.pad_id, like)
 
+    train = replace(train, noise=noise)
     batches = make(train, 32, 0)
     labels = batches.unique_tokens / (batches.num_batches(0) * batches.num_rows)
     facts = Facts(

@@ -1,5 +1,6 @@
 """The data of table classification: rows of numbers and categories, each with a class."""
 
+from dataclasses import replace
 from typing import Any
 
 from chinchilla.config.errors import UsageError
@@ -7,6 +8,7 @@ from chinchilla.config.run import Run
 from chinchilla.config.shape import TableStem
 from chinchilla.data.table_batches import TableBatches
 from chinchilla.data.table_classes import TableClasses
+from chinchilla.data.table_noise import table_noise
 from chinchilla.data.table_split import TableRows, TableSplit, split_table
 from chinchilla.planning.search import Facts
 from chinchilla.tasks.classify import Classify
@@ -50,7 +52,9 @@ def _prepare(run: Run, split: TableSplit, task: Task, test: tuple[Any, ...], tel
         stem=stem,
     )
     codec = TableClasses(columns, classes)
-    return Prepared(run, task, codec, split.train, split.valid, test, stem.num_positions, facts, make)
+    noise = table_noise(run.noise, split.train.source, len(columns.numbers))
+    train = replace(split.train, noise=noise)
+    return Prepared(run, task, codec, train, split.valid, test, stem.num_positions, facts, make)
 
 
 CLASSIFY_TABLE = Kind(

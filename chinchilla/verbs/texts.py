@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from chinchilla.data.batches import Batches, PairBatches, TextBatches
 from chinchilla.data.encode import EncodedDocuments, EncodedPairs, encode_documents, encode_pairs
 from chinchilla.data.examples import texts
 from chinchilla.data.split import Split, split_documents, split_pairs
+from chinchilla.data.text_noise import text_noise
 from chinchilla.data.tokenizer import Tokenizer
 from chinchilla.planning.search import Facts
 from chinchilla.tasks.generate import Generate
@@ -81,12 +83,14 @@ def _examples(run: Run, split: Split[Any]) -> tuple[tuple[str, ...], ...]:
 
 def _prepare_pairs(run: Run, split: Split[Any], task: Task, test: tuple[Any, ...], tell: Tell) -> Prepared:
     tokenizer = _trained(run, split, tell)
+    noise = text_noise(run.noise, tokenizer)
     train, valid = (encode_pairs(part, tokenizer) for part in (split.train, split.valid))
     row_len = run.model.max_len or fitting_row(np.maximum(train.source.lengths, train.target.lengths) + 1)
 
     def make(encoded: EncodedPairs, labels: int, seed: int, like: PairBatches | None = None) -> PairBatches:
         return PairBatches(encoded, row_len, labels, seed, like)
 
+    train = replace(train, noise=noise)
     batches = make(train, 4096, 0)
     if batches.left_out:
         log.warning("left out %d training pairs longer than %d tokens", batches.left_out, row_len)

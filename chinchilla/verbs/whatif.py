@@ -163,7 +163,8 @@ def _runs(recipe: Path | None, overrides: Sequence[str], against: Sequence[str])
 def _data_of(run: Run) -> tuple[Any, ...]:
     """All that encoded data, and what the planner asks of them, depend on."""
     model = run.model.start, run.model.max_len, run.model.attention
-    return run.task, run.seed, run.data, run.tokenizer, run.images, run.attack, run.adapter, run.evaluate, *model
+    read = run.data, run.tokenizer, run.images, run.noise, run.attack
+    return run.task, run.seed, *read, run.adapter, run.evaluate, *model
 
 
 def _split(text: str) -> list[str]:

@@ -153,3 +153,40 @@ def test_mixtures():
         touched = image.amax(1, keepdim=True) * image.amax(0, keepdim=True)
         assert torch.equal(image, touched)
     assert 0.2 < share.mean() < 0.5
+
+
+def window(width, height, left, top):
+    return np.array([[width, height, left, top]], np.float32)
+
+
+def test_a_crop_takes_the_wholes_place():
+    x = to_unit(pictures(1, 16, 12))
+    found = moved(x, by(), np.array([False]), window(0.5, 0.25, 0.25, 0.5))[0]
+    wanted = torch.nn.functional.interpolate(x[:, :, 8:12, 3:9], size=(16, 12), mode="bilinear")[0]
+    # At its edge a crop sees one pixel of what is beyond.
+    assert torch.allclose(found[:, 2:-2, 1:-1], wanted[:, 2:-2, 1:-1], atol=1e-5)
+    turned = moved(x, by(), np.array([True]), window(0.5, 0.25, 0.25, 0.5))[0]
+    assert torch.allclose(turned, found.flip(2), atol=1e-5)
+    whole = moved(x, by(shift_x=0.2), np.array([False]), window(1, 1, 0, 0))
+    assert torch.allclose(whole, move_one(x, shift_x=0.2), atol=1e-6)
+
+
+def test_crops_lie_within_the_image_and_keep_what_is_asked():
+    found = augment.windows(np.random.default_rng(0).random((5000, 4), dtype=np.float32), 0.3)
+    sides, corners = found[:, :2], found[:, 2:]
+    assert (sides > 0).all() and (corners >= 0).all() and (corners + sides <= 1 + 1e-6).all()
+    area, shape = sides.prod(1), sides[:, 0] / sides[:, 1]
+    assert 0.29 < area.min() < 0.32 and 0.97 < area.max() <= 1
+    inner = sides.max(1) < 1
+    assert np.abs(np.log(shape)).max() <= math.log(4 / 3) + 1e-5 and np.std(np.log(shape[inner])) > 0.1
+    assert np.std(corners[area < 0.4], axis=0).min() > 0.1
+
+
+def test_crops_are_off_unless_asked_for_and_leave_other_draws_as_they_are():
+    assert num_draws(Images(crop=0.5, randaugment=2)) == num_draws(Images(randaugment=2)) + 4
+    images, cropped = pictures(4), Images(shift=0, rotate=0, zoom=0, crop=0.4)
+    draws = draws_of(cropped, 4)
+    found = changed(images, draws, cropped)
+    assert not torch.allclose(found, to_unit(images), atol=0.05)
+    for row in range(4):
+        assert torch.allclose(found[row], changed(images[[row]], draws[[row]], cropped)[0], atol=1e-6)

@@ -299,6 +299,6 @@ def test_batches_like_others_hold_every_row_once(count, batch_size):
 
 def test_what_is_dropped_differs_from_epoch_to_epoch():
     batches = TableBatches(rows(10), 4, 0)
-    seen = [set(np.concatenate(batches.order(epoch)).tolist()) for epoch in range(20)]
+    seen = [set((np.concatenate(batches.order(epoch)) % 10).tolist()) for epoch in range(20)]
     assert all(len(epoch) == 8 for epoch in seen)
     assert set.union(*seen) == set(range(10))

@@ -88,7 +88,7 @@ def plan(
         Literal["cluster"] | None, typer.Option(help="print a worked case instead: what four nodes are worth, and when")
     ] = None,
     law: Annotated[
-        Path | None, typer.Option(metavar="LAW.json", help="your own law, of `chinchilla sweep`: decides the size")
+        Path | None, typer.Option(metavar="LAW.json", help="your own law, of `sweep` or `fit --out`: decides the size")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="draw what the plan was reckoned from")] = None,
     as_json: AsJson = False,
@@ -437,6 +437,7 @@ def fit(
     ],
     approach: Annotated[int, typer.Option(min=1, max=3, help="1 envelope, 2 IsoFLOP parabolas, 3 law of the loss")] = 3,
     bootstraps: Annotated[int, typer.Option(min=100, help="refits that the intervals come from")] = 1000,
+    out: Annotated[Path | None, typer.Option(metavar="LAW.json", help="keep the law for `plan --law`")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="draw the fit: a page (.html) or .svg")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -447,11 +448,15 @@ def fit(
     from chinchilla.verbs import plots
 
     plots.check(plot, ".html", ".svg")
+    verb.check_out(out, approach)
     found = verb.fit(runs, approach, bootstraps)
     show(fit_tables(found), sys.stderr if as_json else sys.stdout)
     if plot is not None:
         plots.draw_fit(found, plot)
         _tell(f"drawn: {plot}")
+    if out is not None:
+        verb.keep(found, out)
+        _tell(f"kept for chinchilla plan --law: {out}")
     if as_json:
         _json(**verb.as_json(found))
 

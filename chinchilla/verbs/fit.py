@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from chinchilla.config.errors import UsageError
 from chinchilla.planning.fit import CONFIDENCE, Best, Interval
 from chinchilla.planning.huber import Array
 from chinchilla.planning.identify import Identification, Study, Without, study
 from chinchilla.planning.isoflop import Allocation, envelope, isoflop
+from chinchilla.planning.own_law import fitted_law
 from chinchilla.planning.runs import Runs, read_runs
+from chinchilla.store.atomic import write_text
 
 
 def fit(path: Path, approach: int = 3, bootstraps: int = 1000) -> Study | Allocation:
@@ -21,6 +24,32 @@ def fit(path: Path, approach: int = 3, bootstraps: int = 1000) -> Study | Alloca
     runs = read_runs(path)
     fits: dict[int, Callable[[Runs, int], Study | Allocation]] = {1: envelope, 2: isoflop, 3: study}
     return fits[approach](runs, bootstraps)
+
+
+def check_out(out: Path | None, approach: int) -> None:
+    """Refuse, before any work, to keep what is no law or where it cannot be.
+
+    Raises:
+        UsageError: another approach than 3, another ending than .json, or no such folder.
+    """
+    if out is None:
+        return
+    if approach != 3:
+        raise UsageError(f"--out keeps a law of the loss, and approach {approach} finds none: leave --approach at 3")
+    if out.suffix.lower() != ".json":
+        raise UsageError(f"--out {out}: give a file that ends in .json")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}")
+
+
+def keep(found: Study | Allocation, out: Path) -> None:
+    """Write a fitted law for `chinchilla plan --law`.
+
+    Raises:
+        FaultError: it cannot be written.
+    """
+    assert isinstance(found, Study)
+    write_text(out, fitted_law(found.fitted).model_dump_json(indent=1) + "\n")
 
 
 def as_json(found: Study | Allocation) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from chinchilla.config.errors import BudgetError
+from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.machine import Machine
 from chinchilla.config.plan import Decision, OptimizerKind, Plan, TaskName, Training
@@ -21,7 +21,7 @@ from chinchilla.planning import audit, cost, count, search
 from chinchilla.planning.bounds import serving_bytes, told_request
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
-from chinchilla.planning.own_law import read_law
+from chinchilla.planning.own_law import OwnLaw, read_law
 from chinchilla.planning.rows import rows_of
 from chinchilla.planning.search import Facts
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
@@ -81,7 +81,7 @@ WRITE_BYTES_PER_S = 2e8
 
 
 def plan(run: Run, tell: Tell = lambda text: None, law: Path | None = None) -> tuple[Plan, Prepared]:
-    """Plan a run, and give the prepared data with it. `law` is the `law.json` of a sweep over the same data.
+    """Plan a run, and give the prepared data with it. `law` is one of the same data, of a sweep or a fit.
 
     Raises:
         DataError: data that cannot be used, or that the law is not of.
@@ -92,16 +92,16 @@ def plan(run: Run, tell: Tell = lambda text: None, law: Path | None = None) -> t
     begun = time.perf_counter()
     cluster = layouts.read(run)
     run, reckoned = timed(run, tell)
-    own = None if law is None else read_law(law)
+    own = None if law is None else known_law(run, law)
     prepared = prepare(run, tell)
     if law is not None and own is not None:
-        own.require_for(prepared.facts, law)
+        own = own.for_data(prepared.facts, law)
     machine = measured_machine(run, tell)
     learnt = audit.load(default_cache(), machine)
     keep_freed_memory()
     time_s = _time_budget(run, machine, begun)
     draft = draft_training(run, machine, prepared, time_s)
-    draft = draft if own is None else own.settings.over(draft, run.train)
+    draft = draft if own is None else own.over(draft, run.train)
     layouts.require_rates(cluster, draft.precision)
     _refuse_tiny(time_s, prepared, machine, draft)
     process_bytes = used_bytes(torch.device(machine.device))
@@ -111,6 +111,18 @@ def plan(run: Run, tell: Tell = lambda text: None, law: Path | None = None) -> t
     made = made.model_copy(update={"decisions": (*reckoned, *made.decisions)})
     made = audit.recalibrated(made, learnt)
     return with_choice(made, choice, prepared.facts, room_for(run, prepared, machine, draft, process_bytes)), prepared
+
+
+def known_law(run: Run, path: Path) -> OwnLaw:
+    """The user's own law for a run.
+
+    Raises:
+        DataError: the file has none.
+        UsageError: the run leaves a law nothing to decide.
+    """
+    if run.model.start is not None:
+        raise UsageError(f"--law: decides the size, which model.start {run.model.start} fixes: leave one of them out")
+    return read_law(path)
 
 
 def timed(run: Run, tell: Tell = lambda text: None) -> tuple[Run, tuple[Decision, ...]]:

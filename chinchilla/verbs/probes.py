@@ -160,7 +160,8 @@ def choose(
     if own is None or advised is None:
         return choice
     sizes = f"{show_count(advised.num_params.p10)} to {show_count(advised.num_params.p90)}"
-    reason = f"best by your own law ({sizes} parameters do about as well); timed in a short probe"
+    assumed = f"; {own.assumed}" if own.assumed else ""
+    reason = f"best by your own law ({sizes} parameters do about as well){assumed}; timed in a short probe"
     return replace(choice, own=own, reason=reason, rivals=front.by_own_law(own, bought, advised.shape))
 
 

@@ -222,10 +222,10 @@ def test_a_law_is_kept_whole_and_refused_for_other_data(law, tmp_path):
     path = tmp_path / "law.json"
     path.write_text(law.model_dump_json())
     assert read_law(path) == law
-    law.require_for(FACTS, path)
+    assert law.for_data(FACTS, path) == law
     for change in ({"task": "translate"}, {"vocab_size": 8000}, {"unique_tokens": 10**7}, {"bytes_per_token": 3.0}):
         with pytest.raises(DataError, match="sweep again"):
-            law.require_for(FACTS.model_copy(update=change), path)
+            law.for_data(FACTS.model_copy(update=change), path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"law": 1}', "[]"])

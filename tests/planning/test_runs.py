@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from chinchilla.config.errors import DataError, FaultError, UsageError
 from chinchilla.config.machine import Machine, MatmulRate
 from chinchilla.config.plan import Plan, Training
 from chinchilla.config.shape import Shape
+from chinchilla.planning.fit import fit, predict
+from chinchilla.planning.own_law import Settings, fitted_law
 from chinchilla.planning.runs import make_runs, read_runs
+from chinchilla.planning.search import Facts
 
 ROWS = [(1e6, 2e7, 4.5), (1e6, 4e7, 4.3), (4e6, 2e7, 4.1), (4e6, 4e7, 3.9)]
 
@@ -200,3 +204,47 @@ def test_a_folder_whose_run_ended_in_nan_is_refused(folder):
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(DataError, match="no finished runs"):
         read_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A fit to sixteen runs of a known law with 0.5 % noise."""
+    n, d = (each.ravel() for each in np.meshgrid(np.geomspace(1e6, 3e7, 4), np.geomspace(2e7, 6e8, 4)))
+    noise = np.exp(0.005 * np.random.default_rng(1).standard_normal(16))
+    return fit(make_runs(n, d, (1.7 + 400 / n**0.35 + 1500 / d**0.37) * noise), bootstraps=300)
+
+
+def facts(**changes):
+    told = {"task": "generate", "vocab_size": 1000, "unique_tokens": 10**8, "num_examples": 1000, "max_len": 256}
+    told |= {"mean_source_len": 0, "mean_target_len": 256, "bytes_per_token": 4.2}
+    return Facts(**told | changes)
+
+
+def test_a_kept_fit_predicts_as_the_fit_does_and_discounts_the_plans_repeats(fitted, tmp_path):
+    law = fitted_law(fitted)
+    kept, direct = law.predict(8e6, 3e8), predict(fitted, 8e6, 3e8)
+    assert (kept.p50, kept.source) == (pytest.approx(direct.p50, rel=0.003), direct.source)
+    assert kept.p90 / kept.p10 - 1 == pytest.approx(direct.p90 / direct.p10 - 1, rel=0.4)
+    there = law.for_data(facts(), tmp_path)
+    assert there.predict(8e6, 9e7) == law.predict(8e6, 9e7)
+    assert there.predict(8e6, 8e8).p50 > law.predict(8e6, 8e8).p50
+    assert there.predict(8e6, 8e8).source == "guess"
+
+
+def test_a_fit_of_a_file_says_what_is_assumed_and_one_of_a_folder_whose_it_is(fitted, tmp_path):
+    from_file = fitted_law(fitted)
+    assert "do not tell their task, vocabulary and text and training settings" in from_file.assumed
+    for change in ({"vocab_size": 2000}, {"task": "translate"}):
+        assert from_file.for_data(facts(**change), tmp_path).law == from_file.law
+    plans = tuple(make_plan(int(each)) for each in fitted.runs.num_params)
+    law = fitted_law(replace(fitted, runs=replace(fitted.runs, plans=plans)))
+    assert (law.assumed, law.settings) == ("", Settings.of(plans[0].training))
+    assert law.for_data(facts(unique_tokens=10**6), tmp_path).unique_tokens == 10**6
+    for change in ({"vocab_size": 2000}, {"task": "translate"}, {"bytes_per_token": 3.0}):
+        with pytest.raises(
+            DataError, match=r"a law of generate, a vocabulary of 1000, 4\.2 bytes a token; the recipe's"
+        ):
+            law.for_data(facts(**change), tmp_path)
+    faster = plans[0].model_copy(update={"training": plans[0].training.model_copy(update={"learning_rate": 0.5})})
+    mixed = fitted_law(replace(fitted, runs=replace(fitted.runs, plans=(*plans[:-1], faster))))
+    assert mixed.settings is None and mixed.assumed.startswith("its runs do not tell their training settings: assumed")

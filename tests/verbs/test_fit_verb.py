@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from chinchilla.planning.laws import ChinchillaLaw
+from chinchilla.planning.own_law import read_law
 
 TRUTH = {"E": 1.7, "A": 400.0, "B": 1500.0, "alpha": 0.35, "beta": 0.37}
 
@@ -83,3 +84,31 @@ def test_a_wrong_file_or_approach_is_an_error_without_a_trace(chinchilla, tmp_pa
     assert chinchilla("fit", tmp_path / "none.txt")[0] == 2
     assert chinchilla("fit", runs_csv, "--approach", "4")[0] == 2
     assert chinchilla("fit", runs_csv, "--bootstraps", "5")[0] == 2
+
+
+def test_a_fit_is_kept_and_a_plan_takes_it_and_says_what_it_assumes(chinchilla, tmp_path, runs_csv, numbers):
+    kept = tmp_path / "law.json"
+    code, _, err = chinchilla("fit", runs_csv, "--bootstraps", "200", "--out", kept, "--json")
+    assert (code, f"kept for chinchilla plan --law: {kept}" in err) == (0, True), err
+    words = ["task=translate", f"data.train={numbers / 'train.tsv'}", "tokenizer.vocab_size=300", "train.threads=1"]
+    words += ["model.dim=32", "model.num_encoder_layers=1", "model.num_decoder_layers=1", "evaluate.beam_size=1"]
+    code, out, err = chinchilla("plan", *words, "--law", kept, "--budget", "30s", "--json")
+    assert code == 0, err
+    made = json.loads(out.splitlines()[-1])
+    (reason,) = (line["reason"] for line in made["decisions"] if line["name"] == "model")
+    assert "own law" in reason
+    assert "its runs do not tell their task, vocabulary and text and training settings: assumed to be" in reason
+    law = read_law(kept).model_copy(update={"unique_tokens": made["unique_tokens"]})
+    assert made["predicted"]["loss"] == law.predict(made["num_params"], made["predicted"]["tokens"]["p50"]).model_dump()
+
+
+def test_what_is_no_law_is_not_kept_and_no_law_is_taken_where_the_size_is_fixed(chinchilla, tmp_path, runs_csv):
+    for more in (["law.json", "--approach", "2"], ["law.txt"], ["none/law.json"]):
+        code, _, err = chinchilla("fit", runs_csv, "--out", tmp_path / more[0], *more[1:])
+        assert (code, "--out" in err) == (2, True), err
+    assert not list(tmp_path.glob("law.*"))
+    words = ["task=translate", "data.train=none.tsv", "model.start=runs/old", "budget.time=30s"]
+    code, _, err = chinchilla("plan", *words, "--law", tmp_path / "law.json")
+    assert (code, "--law: decides the size, which model.start" in err) == (2, True), err
+    code, _, err = chinchilla("plan", *words[:2], words[3], "--law", tmp_path / "law.json")
+    assert (code, "`chinchilla fit --out` wrote" in err) == (3, True), err

@@ -58,10 +58,11 @@ def read(path: Path) -> list[Timed]:
 
 
 def predicted(case: Case, known: Sequence[Calibration]) -> StepTime:
-    """As the planner predicts it, on a machine of which nothing but the calibration is known."""
+    """As the planner predicts it, on a machine of which nothing but the calibration is known; nothing waits there."""
+    idle = tuple(each.model_copy(update={"waiting": 1.0}) for each in known)
     machine = Machine(
         name="", device="cpu", threads=1, memory_bytes=0, torch_version="", measured_at="", noise=0, matmul=(),
-        bytes_per_s=1, op_overhead_s=0, has_compiler=False, calibration=tuple(known),
+        bytes_per_s=1, op_overhead_s=0, has_compiler=False, calibration=idle,
     )  # fmt: skip
     return step_time(case.shape, case.batch, machine, case.precision, case.optimizer)
 

@@ -32,7 +32,8 @@ class Calibration(Frozen):
     """What real training steps of small models took, in one precision: `planning.step_model`.
 
     `spread` and `update_spread` are how far off eight of ten models were that the fit had not seen. `clock` says what
-    a second is: the processor's where one thread works, else the wall's; `waiting` is wall seconds a clock second.
+    a second is: the processor's where one thread works, else the wall's; `waiting` is wall seconds a clock second, by
+    which a prediction is lengthened.
     `noise` is the median relative spread of one model's repeats, `most_params` the largest model's parameters.
     """
 

@@ -54,9 +54,10 @@ FARTHEST = 4.0
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step, by what they are spent on; `waiting` is wall seconds for each of them.
+    """Wall seconds of one optimizer step, by what they are spent on.
 
-    `source` is `measured` by a fit to real steps of models like this one, else `guess`.
+    `source` is `measured` by a fit to real steps of models like this one, else `guess`. `waiting` is how many of these
+    seconds passed for each of the processor's while it was fitted: on an idle machine a step takes so much less.
     """
 
     products_s: float
@@ -74,9 +75,9 @@ class StepTime:
         return self.products_s + self.attention_s + self.traffic_s + self.overhead_s + self.optimizer_s
 
     def estimate(self) -> Estimate:
-        """The total with its spread; p90 also holds the waiting for a busy processor that was seen."""
+        """The total with its spread; p10 is that of a machine on which nothing waits."""
         around = Estimate.around(self.total_s, self.spread, "s", self.source)
-        return around.model_copy(update={"p90": around.p90 * max(1.0, self.waiting)})
+        return around.model_copy(update={"p10": around.p10 / self.waiting})
 
 
 def matmul_rate(machine: Machine, m: int, k: int, n: int, precision: Precision) -> float:
@@ -125,8 +126,10 @@ def covers(known: Calibration, shape: Shape) -> bool:
 def _fitted(
     shape: Shape, batch: Batch, known: Calibration, precision: Precision, optimizer: OptimizerKind, accumulation: int
 ) -> StepTime:
-    gradients = _terms_s(known.gradients, gradient_work(shape, batch, precision))
-    update_s = sum(_terms_s(known.update, update_work(shape, optimizer)).values())
+    # Budgets are wall time: a fit by the processor's clock is lengthened by what steps waited when it was made.
+    waiting = max(1.0, known.waiting)
+    gradients = _terms_s(known.gradients, gradient_work(shape, batch, precision), waiting)
+    update_s = sum(_terms_s(known.update, update_work(shape, optimizer), waiting).values())
     spread = _joined_spread(known, accumulation * sum(gradients.values()), update_s)
     seen = covers(known, shape)
     return StepTime(
@@ -137,12 +140,12 @@ def _fitted(
         optimizer_s=update_s,
         spread=spread if seen else max(SPREAD, spread),
         source="measured" if seen else "guess",
-        waiting=known.waiting,
+        waiting=waiting,
     )
 
 
-def _terms_s(terms: tuple[StepTerm, ...], work: dict[str, float]) -> dict[str, float]:
-    return {term.kind: term.unit_s * work[term.kind] for term in terms}
+def _terms_s(terms: tuple[StepTerm, ...], work: dict[str, float], waiting: float) -> dict[str, float]:
+    return {term.kind: waiting * term.unit_s * work[term.kind] for term in terms}
 
 
 def _joined_spread(known: Calibration, gradients_s: float, update_s: float) -> float:

@@ -123,11 +123,19 @@ def csv_delimiter(path: Path) -> str:
     """The one of comma, semicolon and tab that gives the header most cells.
 
     Raises:
-        DataError: a file that is missing or cannot be read.
+        DataError: a file that is missing, cannot be read, is not UTF-8, or ends its lines in CR alone.
     """
     _, header = next(lines(path, blank=True), (1, b""))
-    line = [header.decode("utf-8", "replace")]
-    return max(",;\t", key=lambda delimiter: len(next(csv.reader(line, delimiter=delimiter), [])))
+    try:
+        text = decode(header)
+    except MalformedError as problem:
+        raise DataError(f"{path}, row 1: {problem}") from None
+    if "\r" in text:
+        raise DataError(
+            f"{path}, row 1: a carriage return (CR) within the line, which old programs end lines with; convert the "
+            "file, for example with tr '\\r' '\\n'"
+        )
+    return max(",;\t", key=lambda delimiter: len(next(csv.reader([text], delimiter=delimiter), [])))
 
 
 def csv_header(path: Path, rows: Iterator[tuple[int, list[str] | MalformedError]]) -> list[str]:

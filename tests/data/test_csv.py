@@ -100,3 +100,12 @@ def test_headers_without_the_column_with_one_twice_or_of_utf_16_are_refused(tmp_
         path.write_text(content)
         with pytest.raises(DataError, match="no usable example"):
             pairs_of(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_lines_that_end_in_cr_alone_and_utf_16_with_crlf_are_told_apart(tmp_path, encoding):
+    path, end = tmp_path / "a.csv", "\r" if encoding == "utf-8" else "\r\n"
+    path.write_bytes(f"source,target{end}one,eins{end}".encode(encoding))
+    with pytest.raises(DataError, match=r"row 1: .*(tr '\\r' '\\n'|iconv -f UTF-16)") as refused:
+        pairs_of(path)
+    assert ("iconv" in str(refused.value)) == (encoding == "utf-16")

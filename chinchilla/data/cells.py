@@ -115,7 +115,7 @@ def numbers(array: Any) -> Floats:
 def seconds(array: Any) -> Floats:
     """A column of dates or instants as seconds since 1970 UTC; those without a zone are taken as UTC. NaN: missing."""
     if not is_text(array):
-        return _floats(array.cast(pyarrow.timestamp("us")).cast(pyarrow.int64())) / 1e6
+        return _floats(array.cast(pyarrow.timestamp("us"), safe=False).cast(pyarrow.int64())) / 1e6
     found = np.full(len(array), np.nan)
     good = compute.match_substring_regex(array, _DATE)
     for row, text in _texts(array, good):
@@ -141,6 +141,8 @@ def _unlike(cell: object, kind: Kind) -> str:
 
 
 def _floats(array: Any) -> Floats:
+    if pyarrow.types.is_decimal(array.type) or pyarrow.types.is_float16(array.type) or array.type == pyarrow.float32():
+        array = array.cast(pyarrow.string())  # the same number then as where a row's cells are given as texts
     found = array.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
     return np.array(found, dtype=np.float64)
 

@@ -17,7 +17,7 @@ from chinchilla.data.cells import Problem
 from chinchilla.data.encode import Ragged
 from chinchilla.data.items import FIRST_ITEM, Items
 from chinchilla.data.packed_batches import Aligned
-from chinchilla.data.tables import Table, cell_problems, read_table, skips_of, without_problems
+from chinchilla.data.tables import Table, cell_problems, need_names, read_table, skips_of, without_problems
 
 BOS_ID = 1
 HELD_OUT = 2
@@ -121,6 +121,8 @@ def _read(data: Data) -> Table:
     on_invalid, skips = skips_of(data)
     columns = (data.user, data.item, data.time)
     table = read_table(data.train, data, on_invalid, columns)
+    for name in (data.user, data.item):
+        need_names(table, name)
     kind = cells.kind_of(table.columns[data.time])
     if kind not in ("number", "time"):
         raise DataError(

@@ -22,7 +22,15 @@ from chinchilla.data.columns import Columns
 from chinchilla.data.divide import Hashes, Index, divide, seed_salt, text_hash
 from chinchilla.data.rows import MalformedError
 from chinchilla.data.table_noise import TableNoise
-from chinchilla.data.tables import Table, cell_problems, need_column, read_table, skips_of, without_problems
+from chinchilla.data.tables import (
+    Table,
+    cell_problems,
+    need_column,
+    need_names,
+    read_table,
+    skips_of,
+    without_problems,
+)
 
 MOST_NUMBERS = 50
 """A label column of more different numbers is a quantity, not a class."""
@@ -107,9 +115,12 @@ def _read(files: Files, data: Data, kinds: dict[str, Kind]) -> Table:
     table = read_table(files, data, on_invalid)
     if not kinds:
         kinds |= choose(table, data)
-        _refuse_quantity(table, data)
     for name in (*kinds, data.label):
         need_column(name, table.columns, table.place, "data.train has it; give files of the same columns")
+    for named in (data.label, data.group):
+        if named in table.columns:
+            need_names(table, named)
+    _refuse_quantity(table, data)
     found = chain(cell_problems(table, kinds), _label_problems(table, data))
     table = without_problems(table, found, on_invalid)
     skips.kept = len(table)
@@ -121,8 +132,10 @@ def _read(files: Files, data: Data, kinds: dict[str, Kind]) -> Table:
 
 def _refuse_quantity(table: Table, data: Data) -> None:
     label = table.columns[data.label]
+    if kind_of(label) not in ("number", "time"):
+        return
     different = compute.count_distinct(label).as_py()
-    if kind_of(label) in ("number", "time") and different > MOST_NUMBERS:
+    if different > MOST_NUMBERS:
         raise DataError(
             f"{table.place}, column {data.label}: {different} different numbers are a quantity, and only classes are "
             "told; name a column of classes in data.label, or put the numbers in classes"

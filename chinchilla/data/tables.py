@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from chinchilla.config.errors import DataError, UsageError
 from chinchilla.config.run import Data, Files
-from chinchilla.data.cells import Kind, Problem, column_array, decimal_points, names, problems
+from chinchilla.data.cells import Kind, Problem, column_array, decimal_points, kind_of, names, problems
 from chinchilla.data.readers import refuse
 from chinchilla.data.rows import MalformedError, OnInvalid, csv_cells, csv_delimiter, csv_header, csv_rows, did_you_mean
 from chinchilla.data.split import Skips
@@ -88,6 +88,19 @@ def need_column(name: str, there: Iterable[str], place: str, mend: str) -> None:
     if name not in known:
         hint = did_you_mean(name, known)
         raise DataError(f"{place}: no column {name!r}{hint}, there are: {', '.join(known)}; {mend}")
+
+
+def need_names(table: Table, name: str) -> None:
+    """Refuse a column whose cells name nothing.
+
+    Raises:
+        DataError: they are lists, bytes or the like.
+    """
+    array = table.columns[name]
+    if array.null_count < len(array) and kind_of(array) is None:
+        raise DataError(
+            f"{table.place}, column {name}: cells of the type {array.type}, which name nothing; write texts"
+        )
 
 
 def without_problems(table: Table, found: Iterable[tuple[str, Problem]], on_invalid: OnInvalid) -> Table:

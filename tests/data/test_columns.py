@@ -1,6 +1,7 @@
 """Columns as models take them: numbers by quantiles, categories by code, instants by parts; the same when served."""
 
 from datetime import UTC, date, datetime
+from decimal import Decimal
 
 import numpy as np
 import pyarrow
@@ -165,6 +166,28 @@ def test_a_record_is_encoded_as_the_tables_row_is():
     asked[0] |= {"age": "35.5", "ok": "True", "day": date(2020, 1, 4)}
     asked[1] |= {"age": float("nan"), "ok": "NA", "day": ""}
     assert np.array_equal(COLUMNS.encode_records(asked), wanted, equal_nan=True)
+
+
+STORED = {
+    "half": (pyarrow.float16(), lambda n: np.float16(n / 10)),
+    "single": (pyarrow.float32(), lambda n: n / 10),
+    "double": (pyarrow.float64(), lambda n: n / 10),
+    "decimal": (pyarrow.decimal128(28, 9), lambda n: Decimal(n * 1_234_567).scaleb(-9)),
+    "whole": (pyarrow.int64(), lambda n: 10**16 + n),
+    "micro": (pyarrow.timestamp("us", "Europe/Berlin"), lambda n: n * 10**12 + 1),
+    "nano": (pyarrow.timestamp("ns"), lambda n: n * 10**15 + 1),
+    "date": (pyarrow.date32(), lambda n: n * 50),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_parquet_files_row_and_its_cells_as_texts_are_encoded_alike(kind):
+    # The test data is scored as texts: a last digit's difference would move a number off the ranks of its equals.
+    stored, value = STORED[kind]
+    cells = pyarrow.array([value(number % 7) for number in range(60)], stored)
+    rows = Table("a.parquet", {"x": column_array(cells)}, np.arange(60))
+    columns = fit_columns(rows, {"x": kind_of(rows.columns["x"])}, ())
+    assert np.array_equal(columns.encode_records(list(rows.records())), columns.encode(rows))
 
 
 BAD = [

@@ -104,6 +104,11 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
         split_interactions(Data(train=path))
     with pytest.raises(UsageError, match=r"data\.test: leave it out; of each user the last two"):
         split_interactions(Data(train=path, test=path))
+    names = pyarrow.array([[user] for user, _, _ in ROWS])
+    columns = {"user": names, "item": ["a"] * len(ROWS), "time": list(range(len(ROWS)))}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column user: cells of the type list"):
+        split_interactions(Data(train=tmp_path / "a.parquet"))
     path.write_text("196\t242\t3\t881250949\n186\t302\t3\t891717742\n")
     with pytest.raises(DataError, match="row 1: numbers where the names of the columns belong"):
         split_interactions(Data(train=path))

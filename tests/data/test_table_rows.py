@@ -196,6 +196,28 @@ def test_cells_of_parquet_that_are_lists_are_left_out_with_the_reason(tmp_path, 
     assert split.classes.names == ("false", "true")
 
 
+ODD = {
+    "lists": ([["a"], ["b"]], None, "cells of the type list"),
+    "bytes": ([b"\xff", b"a"], None, "cells of the type binary"),
+    "nothing": ([None, None], pyarrow.null(), "row 1: column default: no class"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_class_or_group_that_parquet_holds_as_no_name_is_refused(tmp_path, kind):
+    values, stored, message = ODD[kind]
+    odd, path = pyarrow.array(values * 30, stored), tmp_path / "a.parquet"
+    numbers = pyarrow.array([number / 8 for number in range(60)])
+    pyarrow.parquet.write_table(pyarrow.table({"x": numbers, "default": odd}), path)
+    with pytest.raises(DataError, match=message):
+        split_table(data_of(path), seed=0)
+    if kind != "nothing":
+        sides = pyarrow.array([number % 2 for number in range(60)])
+        pyarrow.parquet.write_table(pyarrow.table({"x": numbers, "of": odd, "default": sides}), path)
+        with pytest.raises(DataError, match=f"column of: {message}"):
+            split_table(data_of(path, group="of"), seed=0)
+
+
 def test_given_parts_are_read_by_the_training_datas_columns(tmp_path):
     rows = rows_of(300)
     train = write_csv(tmp_path / "train.csv", rows[:200])

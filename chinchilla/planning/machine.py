@@ -52,6 +52,10 @@ FARTHEST = 4.0
 """Times the parameters of the largest model that a fit has seen: what is larger is a guess again."""
 
 
+COMPILE_TIME_S = 60.0
+"""What compiling small models took on CPUs when it was tried (docs/training.md)."""
+
+
 @dataclass(frozen=True)
 class StepTime:
     """Wall seconds of one optimizer step, by what they are spent on.
@@ -116,6 +120,17 @@ def step_time(
     if known is not None:
         return _fitted(shape, batch, known, precision, optimizer, accumulation)
     return _roofline(shape, batch, machine, precision, optimizer, accumulation)
+
+
+def compile_time(shape: Shape, machine: Machine) -> Estimate:
+    """Seconds that compiling the blocks takes: equal ones share one form, an encoder's and a decoder's are two.
+
+    By the block that `chinchilla measure` has compiled; else a guess.
+    """
+    if machine.compile_time_s is None:
+        return Estimate.around(COMPILE_TIME_S, 1.0, "s", "guess")
+    forms = (shape.num_encoder_layers > 0) + (shape.num_decoder_layers > 0)
+    return Estimate.around(forms * machine.compile_time_s, SPREAD, "s", "measured")
 
 
 def covers(known: Calibration, shape: Shape) -> bool:

@@ -21,7 +21,7 @@ from chinchilla.planning.design import Big, best_shape
 from chinchilla.planning.hparams import Advice
 from chinchilla.planning.latency import AnswerTime, Request, answer_time
 from chinchilla.planning.laws import BESIROGLU, ChinchillaLaw, law_loss
-from chinchilla.planning.machine import step_time
+from chinchilla.planning.machine import compile_time, step_time
 from chinchilla.planning.memory import State, state
 from chinchilla.planning.own_law import OwnLaw
 from chinchilla.planning.pace import Window, pace, spread
@@ -53,8 +53,7 @@ GAPS = 1.3
 """What the C library's allocator comes to hold for each byte of tensors, where no probe has shown it."""
 
 COMPILE_SPEEDUP = 1.1
-COMPILE_TIME_S = 60.0
-"""What compiling small models gained and cost on CPUs when it was measured (docs/training.md)."""
+"""What compiling small models gained on CPUs when it was measured (docs/training.md)."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,8 @@ def choose(
     bought = within_reach(shapes, prepared, machine, draft, time_s)
     advised = None if own is None else best_shape(own, bought)
     fitting = len(shapes)
-    shapes = [advised.shape] if advised else search.near(shapes, search.typical_params(flops), most)
+    wanted = search.typical_params(flops, prepared.facts.sparsity)
+    shapes = [advised.shape] if advised else search.near(shapes, wanted, most)
     drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))}) for shape in shapes}
     choice = _by_probes(drafts, probe_s, prepared, machine, time_s, room, tell)
     if advised is None and len(shapes) == 1 < fitting:
@@ -347,9 +347,10 @@ def _compiled(
         return None, "as the recipe says"
     if not machine.has_compiler:
         return None, "there is no working C++ compiler here"
-    gain_s = time_s * (1 - 1 / COMPILE_SPEEDUP)
-    if gain_s < 2 * COMPILE_TIME_S:
-        return None, f"it gains about {gain_s:.0f} s and costs about {COMPILE_TIME_S:.0f} s at small sizes"
+    gain_s, thought = time_s * (1 - 1 / COMPILE_SPEEDUP), compile_time(best.shape, machine)
+    if gain_s < 2 * thought.p50:
+        told = f"it gains about {gain_s:.0f} s and costs about {thought.p50:.0f} s"
+        return None, f"{told}, a block's measured time" if thought.source == "measured" else f"{told} at small sizes"
     tell(f"probe: {_name(best.shape)} compiled")
     begun = time.perf_counter()
     draft = best.trainer.training.model_copy(update={"compile": True})

@@ -8,7 +8,7 @@ from chinchilla.config.errors import BudgetError
 from chinchilla.config.machine import Calibration, Machine, MatmulRate, StepTerm
 from chinchilla.config.shape import Shape
 from chinchilla.planning.count import Batch, flops
-from chinchilla.planning.machine import matmul_rate, newton_schulz_flops, optimizer_time, step_time
+from chinchilla.planning.machine import compile_time, matmul_rate, newton_schulz_flops, optimizer_time, step_time
 from chinchilla.planning.step_model import GRADIENT_UNITS, UPDATE_UNITS, gradient_work, update_work
 
 RATES = {(1024, 128, 512): 4e10, (4096, 256, 1024): 8e10, (512, 256, 8192): 6e10}
@@ -93,6 +93,13 @@ def test_newton_schulz_by_hand() -> None:
 
 def test_muon_costs_more_than_adamw() -> None:
     assert optimizer_time(shape(), machine(), "muon") > optimizer_time(shape(), machine(), "adamw")
+
+
+def test_compiling_takes_a_measured_block_for_each_kind_of_block() -> None:
+    known = machine().model_copy(update={"compile_time_s": 40.0})
+    alone, both = shape(num_encoder_layers=0), shape(num_encoder_layers=3)
+    assert [compile_time(each, known).p50 for each in (alone, both)] == [40, 80]
+    assert [compile_time(both, each).source for each in (known, machine())] == ["measured", "guess"]
 
 
 def test_the_estimate_is_a_wide_guess() -> None:

@@ -435,21 +435,35 @@ def fit(
     runs: Annotated[
         Path, typer.Argument(metavar="RUNS", help=".csv or .jsonl of params, tokens, loss; or run folders")
     ],
-    approach: Annotated[int, typer.Option(min=1, max=3, help="1 envelope, 2 IsoFLOP parabolas, 3 law of the loss")] = 3,
-    bootstraps: Annotated[int, typer.Option(min=100, help="refits that the intervals come from")] = 1000,
+    approach: Annotated[
+        int | None, typer.Option(min=1, max=3, help="1 envelope, 2 IsoFLOP parabolas, 3 law of the loss (when absent)")
+    ] = None,
+    bootstraps: Annotated[
+        int | None, typer.Option(min=100, help="refits that the intervals come from; 1,000 when absent")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option(metavar="NAME", help="fit another form, like precision (`chinchilla laws precision`)")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="LAW.json", help="keep the law for `plan --law`")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="draw the fit: a page (.html) or .svg")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit a scaling law to finished runs, and say how firmly they hold it."""
+    if form is not None:
+        if any(option is not None for option in (approach, bootstraps, out, plot)):
+            raise UsageError(
+                "--form fits constants with their errors, and nothing else: give no other option than --json"
+            )
+        _fit_form(runs, form, as_json)
+        return
     from chinchilla.reporting.fit_tables import fit_tables
     from chinchilla.reporting.tables import show
     from chinchilla.verbs import fit as verb
     from chinchilla.verbs import plots
 
     plots.check(plot, ".html", ".svg")
-    verb.check_out(out, approach)
-    found = verb.fit(runs, approach, bootstraps)
+    verb.check_out(out, approach or 3)
+    found = verb.fit(runs, approach or 3, bootstraps or 1000)
     show(fit_tables(found), sys.stderr if as_json else sys.stdout)
     if plot is not None:
         plots.draw_fit(found, plot)
@@ -459,6 +473,17 @@ def fit(
         _tell(f"kept for chinchilla plan --law: {out}")
     if as_json:
         _json(**verb.as_json(found))
+
+
+def _fit_form(runs: Path, name: str, as_json: bool) -> None:
+    from chinchilla.reporting.fit_tables import form_tables
+    from chinchilla.reporting.tables import show
+    from chinchilla.verbs import fit as verb
+
+    found = verb.fit_form(runs, name)
+    show(form_tables(found), sys.stderr if as_json else sys.stdout)
+    if as_json:
+        _json(**verb.form_json(found))
 
 
 @app.command()

@@ -6,6 +6,7 @@ Jacobian is exact enough; logs keep every constant positive.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +22,24 @@ UNSETTLED = 1.0
 
 _START = {"E": 2.0, "A": 300.0, "B": 1000.0, "C": 0.1, "c": 1.5, "a_S": 10.0, "c_S": 10.0, "a_D": 1e8, "d1": 1.0}
 """Where constants usually lie; exponents near 0.3, precisions' gammas near 2."""
+
+
+@dataclass(frozen=True)
+class FormFit:
+    """A form with its constants, fitted to the runs of `source`; `residuals` are log fitted - log measured loss."""
+
+    form: Form
+    constants: dict[str, Constant]
+    residuals: tuple[float, ...]
+    source: str
+
+
+def study_form(form: Form, runs: Sequence[Mapping[str, float]], source: str) -> FormFit:
+    """Fit a form, and say how far each run lies from it. Raises as `fit_form`."""
+    constants = fit_form(form, runs)
+    values = {name: constant.value for name, constant in constants.items()}
+    residuals = tuple(math.log(form.evaluate(values, run) / run["loss"]) for run in runs)
+    return FormFit(form, constants, residuals, source)
 
 
 def fit_form(form: Form, runs: Sequence[Mapping[str, float]], seed: int = 0) -> dict[str, Constant]:

@@ -1,9 +1,10 @@
 """Forms to fit yourself: what precision, a teacher, rare communication and sparsity do to the loss.
 
 The forms are published; their constants were known here from memory only, so there are none to plan with. Fit them to
-your own runs (`form_fit.fit_form`) or bring constants that you trust. All are positive; signs stand in the formulas.
+your own runs (`chinchilla fit --form`) or bring constants you trust. All are positive; signs stand in the formulas.
 """
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ class Form:
         return (
             f"the {self.name} form has no constants here: those of {self.source} were quoted from memory, and a plan "
             f"must not rest on them. Fit {', '.join(self.constants)} to at least {self.least_runs} runs of your own "
-            f"with columns {', '.join(self.arguments)} and loss, which vary {self.vary}"
+            f"with columns {', '.join(self.arguments)} and loss, which vary {self.vary}: "
+            f"chinchilla fit RUNS.csv --form {self.name}"
         )
 
 
@@ -148,3 +150,16 @@ SPARSE = Form(
 )
 
 FORMS = {form.name: form for form in (PRECISION, QUANTISATION, DISTILLATION, LOW_COMMUNICATION, SPARSE)}
+
+
+def form_of(name: str) -> Form:
+    """The form of that name.
+
+    Raises:
+        UsageError: there is none; names those that there are.
+    """
+    if name not in FORMS:
+        near = difflib.get_close_matches(name, FORMS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"there is no form {name!r}; {hint}there are {', '.join(FORMS)}")
+    return FORMS[name]

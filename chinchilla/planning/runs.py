@@ -4,7 +4,7 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ log = logging.getLogger("chinchilla")
 Array = NDArray[np.float64]
 
 NEEDED = ("params", "tokens", "loss")
-COLUMNS = (*NEEDED, "flops")
+COUNTED = "flops"
 
 RISE = 0.03
 """How much more a run may lose than a shorter one of the same size before it counts as failed; seeds differ by less."""
@@ -80,7 +80,8 @@ def make_runs(num_params: Array, tokens: Array, loss: Array, source: str = "arra
     """Runs out of three arrays (runs,), with compute by 6·N·D; checked as `read_runs` does."""
     columns = zip(num_params, tokens, loss, strict=True)
     rows = [
-        _row(f"{source}, row {number}", dict(zip(NEEDED, row, strict=True))) for number, row in enumerate(columns, 1)
+        _row(f"{source}, row {number}", dict(zip(NEEDED, row, strict=True)), NEEDED)
+        for number, row in enumerate(columns, 1)
     ]
     return _checked(rows, source)
 
@@ -100,26 +101,46 @@ def read_runs(path: Path) -> Runs:
         rows = list(_folder_rows(path))
         _tell_of_repeated_data(path, rows)
         return _checked(rows, str(path))
+    return _checked(list(_file_rows(path, NEEDED, "a .csv, a .jsonl or a folder of run folders")), str(path))
+
+
+def read_columns(path: Path, needed: Sequence[str]) -> list[dict[str, float]]:
+    """Read the runs of a CSV or JSONL that has other columns than a law of size and tokens needs.
+
+    Raises:
+        DataError: missing, empty or malformed; a value that is not positive and finite; one run twice.
+        UsageError: no file ending in .csv or .jsonl.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: run folders do not say {', '.join(needed)}: write them to a .csv or .jsonl")
+    rows = list(_file_rows(path, needed, "a .csv or a .jsonl"))
+    if not rows:
+        raise DataError(f"{path}: no runs; write one a row, with {', '.join(needed)}")
+    _refuse_repeats(rows, needed)
+    return [row.values for row in rows]
+
+
+def _file_rows(path: Path, needed: Sequence[str], wanted: str) -> Iterator[_Row]:
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
     if path.suffix.lower() not in readers:
         nothing = "" if path.exists() else "there is no such file or folder; "
-        raise UsageError(f"{path}: {nothing}give a .csv, a .jsonl or a folder of run folders")
-    return _checked(list(readers[path.suffix.lower()](path)), str(path))
+        raise UsageError(f"{path}: {nothing}give {wanted}")
+    return readers[path.suffix.lower()](path, needed)
 
 
-def _csv_rows(path: Path) -> Iterator[_Row]:
+def _csv_rows(path: Path, needed: Sequence[str]) -> Iterator[_Row]:
     reader = csv.DictReader(_text(path).splitlines(), skipinitialspace=True)
     try:
         header = [name.strip() for name in reader.fieldnames or ()]
-        _require_columns(path, header)
+        _require_columns(path, header, needed)
         reader.fieldnames = header
         for record in reader:
-            yield _row(f"{path}, row {reader.line_num}", record)
+            yield _row(f"{path}, row {reader.line_num}", record, needed)
     except csv.Error as error:
         raise DataError(f"{path}, row {reader.line_num}: not readable as CSV ({error}); write it anew") from None
 
 
-def _jsonl_rows(path: Path) -> Iterator[_Row]:
+def _jsonl_rows(path: Path, needed: Sequence[str]) -> Iterator[_Row]:
     for number, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -129,9 +150,10 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: not valid JSON ({error}); write one object a line") from None
         if not isinstance(record, dict):
-            raise DataError(f'{place}: not an object; write {{"params": …, "tokens": …, "loss": …}}')
-        _require_columns(place, record)
-        yield _row(place, record)
+            wanted = ", ".join(f'"{name}": …' for name in needed)
+            raise DataError(f"{place}: not an object; write {{{wanted}}}")
+        _require_columns(place, record, needed)
+        yield _row(place, record, needed)
 
 
 def _folder_rows(path: Path) -> Iterator[_Row]:
@@ -151,7 +173,7 @@ def _folder_rows(path: Path) -> Iterator[_Row]:
                 f"{first} and {other} have other tasks, vocabularies or texts, so that their losses do not compare; "
                 "put the runs of each into a folder of their own"
             )
-        yield replace(_row(str(results), {"params": plan.num_params, **_outcome(results)}), plan=plan)
+        yield replace(_row(str(results), {"params": plan.num_params, **_outcome(results)}, NEEDED), plan=plan)
 
 
 def _tell_of_repeated_data(path: Path, rows: list[_Row]) -> None:
@@ -189,19 +211,21 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error}); name a readable file in UTF-8") from None
 
 
-def _require_columns(place: object, there: Iterable[str]) -> None:
+def _require_columns(place: object, there: Iterable[str], needed: Sequence[str]) -> None:
     names = list(there)
-    missing = [name for name in NEEDED if name not in names]
+    missing = [name for name in needed if name not in names]
     if missing:
-        hint = "; tokens are flops / (6 · params)" if missing == ["tokens"] and "flops" in names else ""
+        hint = f" and, where counted, {COUNTED}" if tuple(needed) == NEEDED else ""
+        hint += "; tokens are flops / (6 · params)" if missing == ["tokens"] and COUNTED in names else ""
         raise DataError(
             f"{place}: no column {', '.join(missing)}, there are: {', '.join(names) or 'none'}; "
-            f"the columns are params, tokens, loss and, where counted, flops{hint}"
+            f"the columns are {', '.join(needed)}{hint}"
         )
 
 
-def _row(place: str, record: Mapping[str, Any]) -> _Row:
-    names = [name for name in COLUMNS if name in NEEDED or record.get(name) not in (None, "")]
+def _row(place: str, record: Mapping[str, Any], needed: Sequence[str]) -> _Row:
+    counted = tuple(needed) == NEEDED and record.get(COUNTED) not in (None, "")
+    names = (*needed, COUNTED) if counted else needed
     return _Row(place, {name: _number(place, name, record[name]) for name in names})
 
 
@@ -223,7 +247,7 @@ def _checked(rows: list[_Row], source: str) -> Runs:
     if counted and len(counted) < len(rows):
         bare = next(row for row in rows if "flops" not in row.values)
         raise DataError(f"{bare.place}: no flops, while {counted[0].place} has them; give them for all runs or none")
-    _refuse_repeats(rows)
+    _refuse_repeats(rows, NEEDED)
     _refuse_rises(rows)
     num_params, tokens, loss = (np.array([row.values[name] for row in rows]) for name in NEEDED)
     flops = np.array([row.values["flops"] for row in rows]) if counted else FLOPS_PER_PARAM_TOKEN * num_params * tokens
@@ -232,10 +256,10 @@ def _checked(rows: list[_Row], source: str) -> Runs:
     return Runs(num_params, tokens, loss, flops, places, source, "given" if counted else "paper6nd", plans)
 
 
-def _refuse_repeats(rows: list[_Row]) -> None:
+def _refuse_repeats(rows: list[_Row], needed: Sequence[str]) -> None:
     seen: dict[tuple[float, ...], str] = {}
     for row in rows:
-        key = tuple(row.values[name] for name in NEEDED)
+        key = tuple(row.values[name] for name in needed)
         if key in seen:
             raise DataError(
                 f"{row.place}: the same run as {seen[key]}; keep one (runs of other seeds differ in their loss)"

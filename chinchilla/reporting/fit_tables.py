@@ -1,11 +1,13 @@
 """The tables of `chinchilla fit` for a terminal."""
 
+import math
 import statistics
 
 from rich.console import Group
 
 from chinchilla.config.units import show_count
 from chinchilla.planning.fit import Best, Fit
+from chinchilla.planning.form_fit import FormFit
 from chinchilla.planning.identify import Identification, Study, Without, show_proposals
 from chinchilla.planning.isoflop import Allocation
 from chinchilla.reporting.tables import Rows, _table
@@ -14,6 +16,7 @@ from chinchilla.reporting.values import interval
 CONSTANT_HEAD = ("constant", "value", "95 % interval", "standard error")
 AHEAD_HEAD = ("budget, FLOPs", "parameters p50 [p10 – p90]", "tokens", "loss, nats a token", "source")
 CHECK_HEAD = ("check", "found")
+FORM_HEAD = ("constant", "value", "standard error", "of the value")
 MOST_ROWS = 20
 OPTIMA_HEAD = ("FLOPs", "parameters", "tokens", "loss")
 
@@ -21,6 +24,34 @@ OPTIMA_HEAD = ("FLOPs", "parameters", "tokens", "loss")
 def fit_tables(found: Study | Allocation) -> Group:
     """What a fit found, by any of the three approaches."""
     return _allocation_tables(found) if isinstance(found, Allocation) else _law_tables(found)
+
+
+def form_tables(found: FormFit) -> Group:
+    """A form that was fitted to the user's runs: its constants, and how far the runs lie from it."""
+    title = f"{found.form.name}: {found.form.formula}, from {len(found.residuals)} runs"
+    return Group(
+        _table(title, FORM_HEAD, form_rows(found), (0,)),
+        _table("How well it fits", CHECK_HEAD, form_checks(found), (0, 1)),
+    )
+
+
+def form_rows(found: FormFit) -> Rows:
+    """A row a constant."""
+    return [
+        (name, f"{constant.value:.5g}", f"{constant.error:.2g}", f"{constant.error / constant.value:.1%}")
+        for name, constant in found.constants.items()
+        if constant.error is not None
+    ]
+
+
+def form_checks(found: FormFit) -> Rows:
+    """How far the runs lie from the form, and what it is good for."""
+    errors = [abs(math.expm1(each)) for each in found.residuals]
+    return [
+        ("error of a run", f"median {statistics.median(errors):.2%}, largest {max(errors):.2%}"),
+        ("the form", f"{found.form.about}; {found.form.source}"),
+        ("holds for", f"runs like those of {found.source}; a plan does not use it"),
+    ]
 
 
 def _law_tables(found: Study) -> Group:

@@ -1,16 +1,20 @@
 """`chinchilla fit`: a scaling law from finished runs, and how firmly they hold it."""
 
+import math
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from chinchilla.config.errors import UsageError
 from chinchilla.planning.fit import CONFIDENCE, Best, Interval
+from chinchilla.planning.form_fit import FormFit, study_form
+from chinchilla.planning.forms import form_of
 from chinchilla.planning.huber import Array
 from chinchilla.planning.identify import Identification, Study, Without, study
 from chinchilla.planning.isoflop import Allocation, envelope, isoflop
 from chinchilla.planning.own_law import fitted_law
-from chinchilla.planning.runs import Runs, read_runs
+from chinchilla.planning.runs import Runs, read_columns, read_runs
 from chinchilla.store.atomic import write_text
 
 
@@ -24,6 +28,31 @@ def fit(path: Path, approach: int = 3, bootstraps: int = 1000) -> Study | Alloca
     runs = read_runs(path)
     fits: dict[int, Callable[[Runs, int], Study | Allocation]] = {1: envelope, 2: isoflop, 3: study}
     return fits[approach](runs, bootstraps)
+
+
+def fit_form(path: Path, name: str) -> FormFit:
+    """Fit one of `planning.forms`, like "precision", to the runs in a CSV or JSONL that has its columns.
+
+    Raises:
+        DataError: the runs cannot be read, are too few, or do not settle the form's constants.
+        UsageError: no such form, or `path` is of no kind that holds such runs.
+    """
+    form = form_of(name)
+    return study_form(form, read_columns(path, (*form.arguments, "loss")), str(path))
+
+
+def form_json(found: FormFit) -> dict[str, Any]:
+    """What `--form --json` prints; errors of runs are relative."""
+    errors = sorted(abs(math.expm1(each)) for each in found.residuals)
+    return {
+        "form": found.form.name,
+        "formula": found.form.formula,
+        "form_source": found.form.source,
+        "runs": len(found.residuals),
+        "constants": {name: {"value": c.value, "error": c.error} for name, c in found.constants.items()},
+        "median_error": statistics.median(errors),
+        "largest_error": errors[-1],
+    }
 
 
 def check_out(out: Path | None, approach: int) -> None:

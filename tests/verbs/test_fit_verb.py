@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from chinchilla.planning.forms import FORMS
 from chinchilla.planning.laws import ChinchillaLaw
 from chinchilla.planning.own_law import read_law
 
@@ -112,3 +113,54 @@ def test_what_is_no_law_is_not_kept_and_no_law_is_taken_where_the_size_is_fixed(
     assert (code, "--law: decides the size, which model.start" in err) == (2, True), err
     code, _, err = chinchilla("plan", *words[:2], words[3], "--law", tmp_path / "law.json")
     assert (code, "`chinchilla fit --out` wrote" in err) == (3, True), err
+
+
+REPLICAS = {"A": 19.2, "alpha": 0.098, "beta": 0.0116}
+
+
+@pytest.fixture
+def replicas_csv(tmp_path):
+    """Sixteen runs of the low-communication form with 0.1 % noise, as a CSV with a column more."""
+    form, rng = FORMS["low-communication"], np.random.default_rng(2)
+    rows = ["name,replicas,params,loss"]
+    for size in (1e8, 3e8, 1e9, 3e9):
+        for count in (1, 2, 4, 8):
+            loss = form.loss(REPLICAS, {"params": size, "replicas": count}) * np.exp(0.001 * rng.standard_normal())
+            rows.append(f"diloco,{count},{size},{loss}")
+    path = tmp_path / "replicas.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_a_form_is_fitted_to_runs_that_bring_its_columns(chinchilla, replicas_csv):
+    code, out, err = chinchilla("fit", replicas_csv, "--form", "low-communication", "--json")
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert (found["form"], found["runs"]) == ("low-communication", 16)
+    for name, truth in REPLICAS.items():
+        constant = found["constants"][name]
+        assert abs(constant["value"] - truth) < 4 * constant["error"] < truth
+    assert 0 < found["median_error"] < found["largest_error"] < 0.004
+    for words in ("A * N^-alpha * M^beta, from 16 runs", "standard error", "median 0.", "a plan does not use it"):
+        assert words in " ".join(err.split())
+
+
+def test_runs_that_do_not_bring_what_a_form_needs_are_refused(chinchilla, tmp_path, runs_csv, replicas_csv):
+    few, same = tmp_path / "few.csv", tmp_path / "same.csv"
+    lines = replicas_csv.read_text().splitlines()
+    few.write_text("\n".join(lines[:5]) + "\n")
+    alone = [f"diloco,1,{size},{19.2 * size**-0.098}" for size in (2e8, 5e8, 7e8)]
+    same.write_text("\n".join([lines[0], *lines[1::4], *alone]) + "\n")
+    for path, name, code, told in (
+        (runs_csv, "precision", 3, "no column weights_bits, activations_bits, cache_bits"),
+        (few, "low-communication", 3, "4 runs are too few for the low-communication form's 3 constants"),
+        (same, "low-communication", 3, "do not settle beta of the low-communication form: add runs that vary size"),
+        (tmp_path, "precision", 2, "run folders do not say params, tokens, weights_bits"),
+        (tmp_path / "none.txt", "precision", 2, "give a .csv or a .jsonl"),
+        (runs_csv, "precison", 2, "did you mean 'precision'? there are precision, quantisation"),
+    ):
+        found, out, err = chinchilla("fit", path, "--form", name)
+        assert (found, out, told in err) == (code, "", True), err
+    for more in (["--approach", "3"], ["--bootstraps", "200"], ["--out", tmp_path / "law.json"]):
+        code, _, err = chinchilla("fit", replicas_csv, "--form", "low-communication", *more)
+        assert (code, "--form fits constants" in err) == (2, True), err

@@ -9,8 +9,8 @@
 On a machine that does little else: budgets are wall seconds. A side that is in the table with this data, seed and
 budget is not run again unless `--again`; each is written once it is done. Ours is `chinchilla train` with task, data
 and budget said, planning and reading counted in the budget. The opponents, their tuning and what they read are in
-bench/task_opponents.py, bench/task_networks.py and bench/task_detr.py. All have the same training, validation and test examples, threads
-and seconds. Run folders stay in runs/bench.
+bench/task_opponents.py, bench/task_networks.py and bench/task_detr.py. All have the same training, validation and test
+examples, threads and seconds. Run folders stay in runs/bench.
 
 There are three seeds where a budget is below two minutes, and of every table three splits: its parts are joined, and
 cut by the project's own stratified split, the same for both sides. At the end come mean and spread of every side, and

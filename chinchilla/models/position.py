@@ -17,6 +17,19 @@ def sinusoids(length: int, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()[:, : dim // 2]], dim=1).float()
 
 
+def grid_sinusoids(rows: int, columns: int, dim: int) -> Tensor:
+    """Rows and columns of a grid as `(rows · columns, dim)`, row by row: half of the channels are of each.
+
+    As in MoCo v3 (Chen 2021, arXiv 2104.02057), but that the slowest of the waves is 100 times as slow as the fastest,
+    since a grid has tens of places a side. Channels beyond a multiple of four are 0.
+    """
+    frequencies = 100.0 ** (-torch.arange(dim // 4) / (dim // 4))
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequencies for place in (y, x)]
+    waves = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+    return nn.functional.pad(waves, (0, dim - waves.shape[1]))
+
+
 class SinusoidalPosition(nn.Module):
     """Adds fixed sinusoids to embeddings."""
 

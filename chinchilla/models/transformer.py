@@ -150,6 +150,8 @@ class Transformer(nn.Module):
             else:
                 branch = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 / (math.sqrt(depth) if branch else 1))
+        if isinstance(self.embed, Stem):
+            self.embed.lay_out_()
 
     def forward(
         self,

@@ -34,13 +34,15 @@ class Conv:
 
 def convs(dim: int, stem: ImageStem) -> list[Conv]:
     """The convolutions of an image stem, in order of execution: `models.stem.Patches`."""
-    found = []
+    found: list[Conv] = []
     height, width, channels = stem.height, stem.width, stem.channels
     count = int(math.log2(stem.patch))
     for index in range(count):
         pixels, outputs = height * width, max(8, dim >> (count - 1 - index))
         height, width = height // 2, width // 2
-        found.append(Conv(f"embed.inner.convs.{index}", height * width, pixels, channels, outputs))
+        positions = height * width
+        for taken, inputs in ((pixels, channels), (positions, outputs)):
+            found.append(Conv(f"embed.inner.convs.{len(found)}", positions, taken, inputs, outputs))
         channels = outputs
     return found
 

@@ -14,6 +14,7 @@ from chinchilla.config.estimate import Estimate
 from chinchilla.config.machine import Machine
 from chinchilla.config.plan import Decision, OptimizerKind, Plan, TaskName, Training
 from chinchilla.config.run import Run
+from chinchilla.config.shape import ImageStem, Shape
 from chinchilla.config.units import show_bytes, show_count, show_time
 from chinchilla.data.sources import default_cache
 from chinchilla.parallel.measure import cached_measure
@@ -169,7 +170,8 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     """The settings that do not depend on the shape; steps and intervals are filled in at the end."""
     fixed = run.train
     flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
-    epochs = flops / (6 * search.typical_params(flops)) / prepared.facts.unique_tokens
+    sparsity = prepared.facts.sparsity
+    epochs = flops / sparsity / (6 * search.typical_params(flops, sparsity)) / prepared.facts.unique_tokens
     advice = law_advice(run, prepared, machine, flops)
     batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else _batch_labels(prepared.facts))
     rate = advice.learning_rate if advice else LEARNING_RATE
@@ -391,6 +393,23 @@ def _chosen_among(facts: Facts) -> tuple[str, str, str, str]:
     return "vocabulary", f"{facts.vocab_size:,}", "", f"{facts.bytes_per_token:.3g} bytes a token here"
 
 
+def _patches(shape: Shape) -> list[tuple[str, str, str, str]]:
+    """The row on what an image is cut into."""
+    if not isinstance(shape.stem, ImageStem):
+        return []
+    stem = shape.stem
+    value = f"{stem.num_positions - 1} of {stem.patch} x {stem.patch} pixels"
+    return [
+        (
+            "patches",
+            value,
+            "",
+            f"the size is weighed by images, not by these; {shape.activation} and positions laid "
+            "out as a grid did better in trials (docs/images.md)",
+        )
+    ]
+
+
 def _decisions(
     run: Run,
     prepared: Prepared,
@@ -418,6 +437,7 @@ def _decisions(
         # name, value, key, why
         ("model", f"{layers} layers of {shape.dim}, {show_count(count.num_params(shape))}", "", why),
         ("norm", shape.norm, "", norm),
+        *_patches(shape),
         _chosen_among(facts),
         ("steps", f"{training.steps:,}", "steps", "what the budget holds at the measured speed"),
         (facts.labels, show_count(tokens), "", epochs),

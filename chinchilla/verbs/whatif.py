@@ -298,7 +298,7 @@ def _by_law(flops: float, run: Run, prepared: Prepared, machine: Machine, room: 
 def _by_rule(flops: float, time_s: float, run: Run, prepared: Prepared, machine: Machine, room: Room) -> Shape:
     """The shape nearest to the rule of thumb's size, among those that fit."""
     shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room)
-    return search.near(shapes, search.typical_params(flops), 1)[0]
+    return search.near(shapes, search.typical_params(flops, prepared.facts.sparsity), 1)[0]
 
 
 def _room(run: Run, prepared: Prepared, machine: Machine, draft: Training) -> Room:

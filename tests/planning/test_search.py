@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.machine import Machine, MatmulRate
 from chinchilla.config.run import Limits, Model
+from chinchilla.config.shape import ImageStem, TableStem
 from chinchilla.planning.count import flops_per_token, num_params
 from chinchilla.planning.laws import BESIROGLU
 from chinchilla.planning.room import Room
@@ -120,6 +121,25 @@ def test_near_keeps_the_shapes_around_the_wanted_size() -> None:
 def test_the_rule_of_thumb_grows_with_the_budget() -> None:
     assert typical_params(1e14) == pytest.approx(5e6)
     assert typical_params(1e14) < typical_params(1e16) < 1e16**0.5
+
+
+def test_an_image_s_label_counts_as_a_token_whatever_its_patches() -> None:
+    """Else ten minutes bought a network of millions and not one pass over the digits to train it."""
+    stem = ImageStem(height=28, width=28, channels=1, patch=4)
+    digits = Facts(
+        task="classify_image", vocab_size=10, unique_tokens=60_000, num_examples=60_000, mean_source_len=50,
+        mean_target_len=0, max_len=50, bytes_per_token=784, labels_per_row=1, num_classes=10, stem=stem,
+    )  # fmt: skip
+    scenes = digits.model_copy(update={"task": "detect", "mean_source_len": 257, "labels_per_row": 3.25, "boxes": True})
+    assert (digits.sparsity, HELP.sparsity, WEB.sparsity) == (50, 1, 1)
+    assert scenes.sparsity == pytest.approx(79, rel=0.01)
+    assert typical_params(1e14, digits.sparsity) == pytest.approx(typical_params(2e12))
+    assert 0.5e6 < typical_params(6e13, digits.sparsity) < 1.5e6
+    columns = digits.model_copy(update={"task": "classify_table", "stem": TableStem(num_numeric=49)})
+    assert columns.sparsity == 1
+    assert build(digits, Model(), 128, 2, 0).activation == "gelu"
+    assert build(columns, Model(), 128, 2, 0).activation == build(HELP, Model(), 128, 2, 2).activation == "relu2"
+    assert build(digits, Model(activation="swiglu"), 128, 2, 0).activation == "swiglu"
 
 
 def test_more_time_allows_larger_models() -> None:

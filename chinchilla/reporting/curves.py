@@ -12,6 +12,7 @@ from chinchilla.config.estimate import Estimate
 from chinchilla.config.plan import Probe
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
+from chinchilla.planning.audit import NOMINAL, wilson
 from chinchilla.reporting.canvas import (
     FIRST,
     GRID,
@@ -163,12 +164,13 @@ def _name_ends(axes: Axes, probes: Sequence[Probe], chosen: Shape) -> None:
 
 
 def ledger_chart(records: Records) -> str:
-    """Measured over predicted, with the predicted interval, one row a prediction, on a log scale."""
+    """Measured over predicted, with the predicted interval, one row a prediction; below, how many intervals held."""
     rows = [r for r in records if _has_ratio(r)]
     if not rows:
         return ""
     with drawing("ledger"):
-        drawn, (axes,) = figure(height_in=0.9 + 0.27 * len(rows))
+        ratios = [0.27 * len(rows), 0.27]
+        drawn, (axes, below) = figure(rows=2, height_in=1.7 + sum(ratios), height_ratios=ratios)
         axes.axvline(1, color=MUTED, linewidth=1)
         for y, record in enumerate(rows):
             p10, p50, p90 = (record["predicted"][q] for q in ("p10", "p50", "p90"))
@@ -182,7 +184,19 @@ def ledger_chart(records: Records) -> str:
         axes.grid(visible=False, axis="y")
         _ratio_axis(axes)
         axes.set_xlabel("measured ÷ predicted median; bar: predicted p10 to p90")
-        return svg(drawn, "ledger", "Measured values relative to the predictions and their intervals")
+        _coverage(below, sum(map(inside_interval, rows)), len(rows))
+        return svg(drawn, "ledger", "Measured values relative to the predictions, and the share inside their intervals")
+
+
+def _coverage(axes: Axes, hits: int, trials: int) -> None:
+    """The share of intervals that held, with Wilson's interval about it, and the line where it ought to be."""
+    low, high = (100 * end for end in wilson(hits, trials))
+    axes.axvline(100 * NOMINAL, color=MUTED, linewidth=1)
+    axes.plot([low, high], [0, 0], color=PREDICTED, linewidth=6, alpha=0.3)
+    axes.plot(100 * hits / trials, 0, color=FIRST if low <= 100 * NOMINAL <= high else MISS, marker="o", markersize=5)
+    axes.set_yticks([0], [f"coverage, {hits} of {trials}"], color=INK)
+    axes.set(xlim=(0, 102), ylim=(-0.6, 0.6), xlabel=f"% inside p10 to p90; bar: 95 % interval; line: {NOMINAL:.0%}")
+    axes.grid(visible=False, axis="y")
 
 
 def _has_ratio(record: Mapping[str, Any]) -> bool:

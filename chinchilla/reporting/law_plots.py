@@ -5,11 +5,15 @@ of their own: contours and valleys are the law's, which is fitted in N and D.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
+from chinchilla.config.considered import Frontier
 from chinchilla.config.units import show_count
 from chinchilla.planning.fit import Best, Fit, best
 from chinchilla.planning.huber import Array
@@ -92,35 +96,67 @@ def _loss(law: ChinchillaLaw, num_params: Array, tokens: Array) -> Array:
     return law.irreducible.value + by_size + law.token_scale.value * tokens**-law.token_exponent.value
 
 
+def plan_contour_chart(kept: Frontier, num_params: float, tokens: float) -> str:
+    """Contours of the loss by a plan's law over compute and size, the frontier with its band, and the plan."""
+    with drawing("plan-contours"):
+        drawn, (axes,) = figure(height_in=3.4)
+        flops, low, best, high = (np.array(getattr(kept, name)) for name in ("flops", "low", "best", "high"))
+        ends = min(low.min(), num_params) / 2, max(high.max(), num_params) * 2
+
+        def loss(sizes: Array, seen: Array) -> Array:
+            by_size = kept.param_scale * sizes**-kept.param_exponent
+            return kept.irreducible + by_size + kept.token_scale * seen**-kept.token_exponent
+
+        _map(axes, loss, flops, ends, loss(best, flops / FLOPS_PER_PARAM_TOKEN / best).tolist())
+        inside = (flops >= kept.fitted[0] * 0.99) & (flops <= kept.fitted[1] * 1.01)
+        _frontier(axes, flops, (low, best, high), inside)
+        compute = FLOPS_PER_PARAM_TOKEN * num_params * tokens
+        axes.plot(compute, num_params, color=INK, marker="D", markersize=5, linestyle="none", label="the plan")
+        axes.legend(loc="upper left")
+        return svg(drawn, "plan-contours", "Loss by the law over compute and parameters, the best size, and the plan")
+
+
 def _contours(axes: Axes, fitted: Fit, line: list[Best]) -> None:
     flops = np.array([each.flops for each in line])
     low, sizes, high = (np.array([getattr(each.num_params, q) for each in line]) for q in ("p10", "p50", "p90"))
     runs = fitted.runs.six_nd
-    bottom, top = min(low.min(), fitted.runs.num_params.min()) / 2, max(high.max(), fitted.runs.num_params.max()) * 2
+    ends = min(low.min(), fitted.runs.num_params.min()) / 2, max(high.max(), fitted.runs.num_params.max()) * 2
+    _map(axes, partial(_loss, fitted.law), flops, ends, [each.loss.p50 for each in line])
+    _frontier(axes, flops, (low, sizes, high), flops <= runs.max())
+    axes.plot(runs, fitted.runs.num_params, color=FIRST, marker="o", markersize=3, linestyle="none", label="runs")
+    axes.legend(loc="upper left")
+
+
+def _map(
+    axes: Axes, loss: Callable[[Array, Array], Array], flops: Array, ends: tuple[float, float], along: list[float]
+) -> None:
+    """Contours of `loss` (parameters, tokens) over compute and parameters, at values taken `along` the frontier."""
+    bottom, top = ends
     x, y = np.meshgrid(np.geomspace(flops[0] / 2, flops[-1] * 1.5, 80), np.geomspace(bottom, top, 80))
-    loss = _loss(fitted.law, y, x / FLOPS_PER_PARAM_TOKEN / y)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    drawn = axes.contour(x, y, loss, levels=_levels(line), colors=MUTED, linewidths=0.7, alpha=0.8)
+    values = loss(y, x / FLOPS_PER_PARAM_TOKEN / y)
+    drawn = axes.contour(x, y, values, levels=_levels(along), colors=MUTED, linewidths=0.7, alpha=0.8)
     axes.clabel(drawn, fontsize=7.5, fmt=lambda value: f"{value:.3g}")
-    axes.fill_between(flops, low, high, color=SECOND, alpha=0.18, linewidth=0)
-    seen = int((flops <= runs.max()).sum())
-    axes.plot(flops[:seen], sizes[:seen], color=SECOND, label="best size")
-    axes.plot(flops[seen - 1 :], sizes[seen - 1 :], color=SECOND, linestyle="--")
-    axes.plot(runs, fitted.runs.num_params, color=FIRST, marker="o", markersize=3, linestyle="none", label="runs")
     axes.set(xlabel="compute 6·N·D, FLOPs", ylabel="parameters")
     axes.set(xlim=(x.min(), x.max() * 1.2), ylim=(bottom / 1.4, top))  # room for losses written at a contour's end
     log_axis(axes, "x", power, 6)
     log_axis(axes, "y", show_count)
     axes.grid(visible=False)
-    axes.legend(loc="upper left")
 
 
-def _levels(line: list[Best]) -> list[float]:
+def _frontier(axes: Axes, flops: Array, sizes: tuple[Array, Array, Array], inside: NDArray[np.bool_]) -> None:
+    """The best sizes with their band (low, best, high); dashed but where the law's runs are `inside`."""
+    low, best, high = sizes
+    axes.fill_between(flops, low, high, color=SECOND, alpha=0.18, linewidth=0)
+    axes.plot(flops, best, color=SECOND, linestyle="--")
+    axes.plot(flops[inside], best[inside], color=SECOND, label="best size")
+
+
+def _levels(along: list[float]) -> list[float]:
     """Losses of contours: those along the frontier, evenly in the logarithm of compute, to three figures."""
-    inner = np.linspace(0, len(line) - 1, NUM_CONTOURS + 2)[1:-1]
-    picked = np.interp(inner, np.arange(len(line)), [b.loss.p50 for b in line])
-    return sorted({float(f"{value:.3g}") for value in picked})
+    inner = np.linspace(0, len(along) - 1, NUM_CONTOURS + 2)[1:-1]
+    return sorted({float(f"{value:.3g}") for value in np.interp(inner, np.arange(len(along)), along)})
 
 
 def valley_chart(valleys: list[Valley]) -> str:

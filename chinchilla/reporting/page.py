@@ -12,10 +12,11 @@ from markupsafe import Markup
 
 from chinchilla.config.plan import TaskName
 from chinchilla.config.units import show_count
+from chinchilla.planning.layout import Layouts
 from chinchilla.reporting import curves, tables
 from chinchilla.reporting.canvas import PALETTE
 from chinchilla.reporting.class_plots import calibration_chart, confusion_chart
-from chinchilla.reporting.plan_plots import plan_batch, plan_charts
+from chinchilla.reporting.plan_plots import choice_charts, plan_batch, reckoned_charts
 from chinchilla.reporting.record import Compression, Record, Sample
 from chinchilla.reporting.values import label, metric, quantity, seconds, span
 
@@ -44,7 +45,7 @@ ASKED: Mapping[TaskName, tuple[str, str]] = {
 
 MOST_SCORES = 8
 
-MARKS = "Circle: inside the interval; diamond: outside."
+MARKS = "Circle: inside; diamond: outside. One run's predictions hang together; chinchilla audit counts many runs."
 OPEN_SAMPLES = 5
 MAX_EVENTS = 200
 
@@ -65,9 +66,12 @@ class Chart(NamedTuple):
     caption: str
 
 
-def render(record: Record) -> str:
-    """The report as HTML. Every text from the run is escaped; only the charts go in as they are."""
-    parts = _head(record) | _plan(record) | _outcome(record) | _compression(record) | _rest(record)
+def render(record: Record, found: Layouts | None = None) -> str:
+    """The report as HTML, with the layouts of the plan's step where it has a cluster.
+
+    Every text from the run is escaped; only the charts go in as they are.
+    """
+    parts = _head(record) | _plan(record, found) | _outcome(record) | _compression(record) | _rest(record)
     return fill("report.html", record=record, **parts)
 
 
@@ -97,17 +101,21 @@ def _head(record: Record) -> dict[str, Any]:
     return {"title": title, "task": task, "lead": _lead(record), "cards": list(_cards(record)), "quoted": quoted}
 
 
-def _plan(record: Record) -> dict[str, Any]:
+def _plan(record: Record, found: Layouts | None) -> dict[str, Any]:
     plan = record.plan
     return {
         "decision_head": tables.PLAN_HEAD,
         "decisions": tables.decision_rows(plan),
         "predictions": tables.prediction_rows(plan),
         "prediction_head": tables.PREDICTION_HEAD,
+        "front": tables.front_rows(plan),
+        "front_head": tables.FRONT_HEAD,
+        "front_note": tables.front_note(plan),
+        "choice": charts(*choice_charts(plan)),
         "probes": tables.probe_rows(plan.probes),
         "probe_head": tables.PROBE_HEAD,
         "probe_charts": charts(("Probe runs", curves.probe_chart(plan.probes, plan.shape), "Blue: the chosen shape.")),
-        "reckoning": charts(*plan_charts(plan, plan_batch(plan))),
+        "reckoning": charts(*reckoned_charts(plan, plan_batch(plan), found)),
     }
 
 

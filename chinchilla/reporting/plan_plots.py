@@ -1,4 +1,4 @@
-"""How a plan was reckoned: the roofline with its operators, and what a step's time goes to.
+"""How a plan was reckoned: what it was chosen among, the roofline with its operators, what a step's time goes to.
 
 Each chart is one `<svg>` element, as those of `curves` are, or "" where there is nothing to draw.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
+from chinchilla.config.considered import Considered
 from chinchilla.config.machine import Machine, Precision
 from chinchilla.config.plan import Plan, Training
 from chinchilla.config.shape import Shape
@@ -17,16 +18,21 @@ from chinchilla.planning.layout import Layouts
 from chinchilla.planning.machine import ATTENTION_SHARE, matmul_rate, step_time
 from chinchilla.planning.operators import BYTES
 from chinchilla.planning.rows import facts_of
-from chinchilla.reporting.canvas import FIRST, INK, MUTED, drawing, figure, svg
+from chinchilla.reporting.canvas import FIRST, INK, MUTED, SECOND, drawing, figure, svg
+from chinchilla.reporting.law_plots import plan_contour_chart
 from chinchilla.reporting.layout_plots import layout_chart
 from chinchilla.reporting.memory_plots import memory_chart, moments
 from chinchilla.reporting.scales import log_axis, power
+from chinchilla.reporting.tables import shape_name
 
 PASSES = 3
 """A product's forward pass, and the two products of its backward pass."""
 
 ROW_IN = 0.21
 ATTEND = ("scores", "values")
+
+_BYTES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+_SECONDS = {"s": 1.0, "ms": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,11 @@ def plan_batch(plan: Plan) -> Batch:
 
 
 def plan_charts(plan: Plan, batch: Batch, found: Layouts | None = None) -> list[tuple[str, str, str]]:
+    """Title, chart and caption of all that there is to a plan, for micro-batches like `batch`."""
+    return choice_charts(plan) + reckoned_charts(plan, batch, found)
+
+
+def reckoned_charts(plan: Plan, batch: Batch, found: Layouts | None = None) -> list[tuple[str, str, str]]:
     """Title, chart and caption of what a plan was reckoned from, for micro-batches like `batch`."""
     case, rows = (plan.shape, batch, plan.machine, plan.training), batch.target_len or batch.source_len
     roofline = (
@@ -95,6 +106,61 @@ def plan_charts(plan: Plan, batch: Batch, found: Layouts | None = None) -> list[
         )
         drawn.append(("Layouts of a step", layout_chart(found), told))
     return [each for each in drawn if each[1]]
+
+
+def choice_charts(plan: Plan) -> list[tuple[str, str, str]]:
+    """Title, chart and caption of what a plan was chosen among, and by which law."""
+    front = (
+        "Orange: the plan; blue: on the front, no other is as good in loss, size, answer and memory and better in one; "
+        "grey: beaten. Losses rest on one comparison: what divides them is surer than their level."
+    )
+    drawn = [("Plans for this budget", front_chart(plan.considered, plan.shape), front)]
+    if plan.frontier is not None:
+        tokens = plan.predicted["tokens"].p50
+        contours = (
+            f"Contours: loss by the {plan.frontier.name} law, repeats not counted; line: the best size for a compute, "
+            "dashed outside the runs it was fitted to; band: p10 to p90; diamond: the plan."
+        )
+        chart = plan_contour_chart(plan.frontier, plan.num_params, tokens)
+        drawn.append(("Loss and the efficient frontier", chart, contours))
+    return [each for each in drawn if each[1]]
+
+
+def front_chart(considered: Sequence[Considered], chosen: Shape) -> str:
+    """Loss over size, time of an answer and peak memory of the shapes weighed, the front joined; "" of one alone."""
+    if len(considered) < 2:
+        return ""
+    with drawing("front"):
+        drawn, panels = figure(columns=3, height_in=2.6, sharey=True)
+        costs = (
+            ("size", [float(each.size_bytes) for each in considered], _BYTES),
+            ("answer", [each.latency_s.p50 for each in considered], _SECONDS),
+            ("peak memory", [each.memory_bytes.p50 for each in considered], _BYTES),
+        )
+        for axes, (name, values, units) in zip(panels, costs, strict=True):
+            _weighed(axes, considered, values, chosen)
+            unit = next((unit for unit in units if max(values) >= units[unit]), min(units, key=units.__getitem__))
+            axes.set_xlabel(f"{name}, {unit}")
+            log_axis(axes, "x", lambda value, scale=units[unit]: f"{value / scale:g}", 4)
+        panels[0].set_ylabel("loss, nats a token")
+        _name_front(panels[-1], considered, costs[-1][1])
+        return svg(drawn, "front", "Predicted loss over size, time of an answer and memory of the plans considered")
+
+
+def _weighed(axes: Axes, considered: Sequence[Considered], values: Sequence[float], chosen: Shape) -> None:
+    axes.set_xscale("log")
+    line = sorted((value, each.loss.p50) for each, value in zip(considered, values, strict=True) if each.on_front)
+    axes.plot(*zip(*line, strict=True), color=FIRST, linewidth=0.9, alpha=0.6)
+    for each, value in zip(considered, values, strict=True):
+        color = SECOND if each.shape == chosen else FIRST if each.on_front else MUTED
+        axes.plot(value, each.loss.p50, color=color, marker="o", markersize=4.5, linestyle="none")
+    axes.margins(x=0.12, y=0.1)
+
+
+def _name_front(axes: Axes, considered: Sequence[Considered], values: Sequence[float]) -> None:
+    """Name the points on the front right of the axes."""
+    points = zip(considered, values, strict=True)
+    _name_beside(axes, [(shape_name(each.shape), value, each.loss.p50) for each, value in points if each.on_front])
 
 
 def operators(shape: Shape, batch: Batch, machine: Machine, training: Training) -> list[Operator]:
@@ -179,11 +245,11 @@ def _roof(axes: Axes, machine: Machine, precision: Precision, found: Sequence[Op
 
 def _name_beside(axes: Axes, named: Sequence[tuple[str, float, float]]) -> None:
     """Write names right of the axes, joined to their points, in the points' order and none over another."""
-    low, high = axes.get_ylim()
     height = -math.inf
     places = []
     for name, x, y in sorted(named, key=lambda item: item[2]):
-        height = max(math.log(y / low) / math.log(high / low), height + 0.075)
+        (_, at) = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        height = max(float(at), height + 0.075)
         places.append((name, x, y, height))
     over = max(0.0, height - 1)
     for name, x, y, at in places:

@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from chinchilla.config.considered import Considered
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.plan import Plan, Probe
 from chinchilla.config.shape import Shape
@@ -21,6 +22,7 @@ Rows = list[tuple[str, ...]]
 PLAN_HEAD = ("decision", "value", "why")
 PREDICTION_HEAD = ("prediction", "p10", "p50", "p90", "unit", "source")
 PROBE_HEAD = ("shape", "parameters", "precision", "tokens", "time", "step", "loss", "predicted loss")
+FRONT_HEAD = ("shape", "size", "one answer", "peak memory", "loss", "source", "against the chosen (*)")
 LEDGER_HEAD = ("quantity", "predicted p50 [p10 – p90]", "measured", "error", "inside?")
 COMPRESSION_HEAD = ("", "before", "after", "change")
 VERIFICATION_HEAD = ("what", "is it well?", "found")
@@ -68,6 +70,42 @@ def probe_rows(probes: Sequence[Probe]) -> Rows:
     ]
 
 
+def front_rows(plan: Plan) -> Rows:
+    """The plans on the front, largest first, the chosen one starred: what another gains, and what it costs in loss."""
+    ours = next((each for each in plan.considered if each.shape == plan.shape), None)
+    if ours is None:
+        return []
+    return [
+        (
+            ("* " if each is ours else "") + shape_name(each.shape),
+            quantity(each.size_bytes, "bytes"),
+            quantity(each.latency_s.p50, "s"),
+            quantity(each.memory_bytes.p50, "bytes"),
+            f"{each.loss.p50:.3f}",
+            each.loss.source,
+            NONE if each is ours else _against(each, ours),
+        )
+        for each in reversed(plan.considered)
+        if each.on_front
+    ]
+
+
+def _against(each: Considered, ours: Considered) -> str:
+    size = times(ours.size_bytes, each.size_bytes, *SIZE)
+    answer = times(ours.latency_s.p50, each.latency_s.p50, *SPEED)
+    ratio = each.loss.p50 / ours.loss.p50 - 1
+    return f"{size}, {answer}; loss {each.loss.p50 - ours.loss.p50:+.3f} ({ratio:+.1%})"
+
+
+def front_note(plan: Plan) -> str:
+    """What the front is of, and how many were weighed that are not on it."""
+    beaten = sum(not each.on_front for each in plan.considered)
+    what = (
+        f"Of {len(plan.considered)} shapes for the same budget, those that none beats in loss, size, answer and memory"
+    )
+    return f"{what}; {beaten} {'is' if beaten == 1 else 'are'} beaten." if beaten else f"{what}: all of them."
+
+
 def ledger_rows(records: Sequence[Mapping[str, Any]]) -> Rows:
     """Predicted against measured; the error is that of the median, relative to what was measured."""
     rows: Rows = []
@@ -111,6 +149,9 @@ def plan_table(plan: Plan) -> Group:
     tables: list[RenderableType] = [_table("Plan", PLAN_HEAD, decision_rows(plan), left=(0, 1, 2))]
     if plan.predicted:
         tables.append(_table("Predictions", PREDICTION_HEAD, prediction_rows(plan), left=(0, 4, 5)))
+    if rows := front_rows(plan):
+        tables.append(_table("Plans on the front", FRONT_HEAD, rows, left=(0, 5, 6)))
+        tables.append(Text(front_note(plan)))
     if plan.probes:
         tables.append(_table("Probe runs", PROBE_HEAD, probe_rows(plan.probes), left=(0, 2)))
     return Group(*tables)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from reporting_fakes import MEASURED, PREDICTED, make_compression, make_plan, make_probe, make_shape
 
 from chinchilla.reporting import curves
@@ -167,6 +168,16 @@ def test_a_miss_is_a_diamond_of_its_own_colour() -> None:
     assert miss not in curves.ledger_chart(inside)
     assert hit in curves.ledger_chart(inside)
     assert miss in curves.ledger_chart(LEDGER)
+
+
+def test_the_ledger_tells_its_coverage_beside_the_nominal_one() -> None:
+    assert f"coverage, {len(LEDGER) - 1} of {len(LEDGER)}" in texts(curves.ledger_chart(LEDGER))
+    axes = Figure().subplots()
+    curves._coverage(axes, 1, 8)
+    line, bar, point = axes.lines
+    assert list(line.get_xdata()) == [80, 80]
+    assert bar.get_xdata() == pytest.approx([2.24, 47.09], abs=0.01)  # Wilson's interval of 1 of 8
+    assert (list(point.get_xdata()), point.get_color()) == ([12.5], PALETTE["miss"][0])
 
 
 def test_probed_shapes_are_named_and_the_chosen_one_stands_out() -> None:

@@ -1,5 +1,6 @@
 """The charts of a plan: what they show adds up to what the planner counts."""
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -8,15 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from reporting_fakes import make_machine, make_plan, make_shape, make_training
+from reporting_fakes import make_considered, make_machine, make_plan, make_shape, make_training
 
 from chinchilla.config.machine import MatmulRate
 from chinchilla.config.plan import Rows
 from chinchilla.planning.count import Batch, flops, flops_per_token
 from chinchilla.planning.example import cluster_example
+from chinchilla.planning.frontier import frontier
+from chinchilla.planning.laws import BESIROGLU
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.memory import memory
-from chinchilla.reporting import layout_plots, layout_tables, memory_plots, plan_plots
+from chinchilla.reporting import law_plots, layout_plots, layout_tables, memory_plots, plan_plots
+from chinchilla.reporting.canvas import FIRST, MUTED, SECOND
 
 SHAPE, BATCH, TRAINING = make_shape(192), Batch(8, 144, 128), make_training()
 MACHINE = make_machine().model_copy(
@@ -161,7 +165,9 @@ def test_names_beside_the_roofline_do_not_lie_over_each_other() -> None:
 
 def test_a_machine_without_rates_of_the_plans_precision_has_no_roofline() -> None:
     bare = make_machine().model_copy(update={"matmul": ()})
-    titles = [title for title, _, _ in plan_plots.plan_charts(make_plan().model_copy(update={"machine": bare}), BATCH)]
+    titles = [
+        title for title, _, _ in plan_plots.reckoned_charts(make_plan().model_copy(update={"machine": bare}), BATCH)
+    ]
     assert titles == ["Memory over a step"]
 
 
@@ -203,3 +209,42 @@ def test_layouts_are_numbered_by_time_and_the_front_is_joined() -> None:
     assert labels == [str(number) for number in range(1, len(items) + 1)]
     shown = texts(layout_plots.layout_chart(found))
     assert any(text.startswith("1  ") for text in shown)
+
+
+def test_plans_are_drawn_where_they_lie_and_the_front_is_named() -> None:
+    found = make_considered()
+    svg = plan_plots.front_chart(found, found[1].shape)
+    shown = texts(svg)
+    assert {"size, MB", "answer, ms", "peak memory, GB", "loss, nats a token"} <= set(shown)
+    assert [text for text in shown if "×" in text] == ["3+3×192", "3+3×128"]  # those beaten have no name
+    axes = Figure().subplots()
+    plan_plots._weighed(axes, found, [each.latency_s.p50 for each in found], found[1].shape)
+    joined, *points = (np.column_stack(line.get_data()).tolist() for line in axes.lines)
+    assert points == [[[each.latency_s.p50, each.loss.p50]] for each in found]
+    assert joined == [points[0][0], points[1][0]]
+    colors = [line.get_color() for line in axes.lines[1:]]
+    assert colors == [FIRST, SECOND, MUTED, MUTED]
+
+
+def test_one_plan_alone_is_no_front() -> None:
+    found = make_considered()
+    assert plan_plots.front_chart((), found[0].shape) == plan_plots.front_chart(found[:1], found[0].shape) == ""
+
+
+def test_contours_of_a_plans_law_have_the_plan_and_the_best_size_in_them() -> None:
+    kept = frontier(BESIROGLU, 1e20)
+    plan = make_plan().model_copy(update={"frontier": kept})
+    assert [title for title, _, _ in plan_plots.choice_charts(plan)][1] == "Loss and the efficient frontier"
+    axes = Figure().subplots()
+    flops, best = np.array(kept.flops), np.array(kept.best)
+    law_plots._frontier(axes, flops, (np.array(kept.low), best, np.array(kept.high)), flops < 1e20)
+    dashed, solid = axes.lines
+    assert (dashed.get_linestyle(), solid.get_linestyle()) == ("--", "-")
+    assert np.column_stack(dashed.get_data()).tolist() == np.column_stack([flops, best]).tolist()
+    assert solid.get_xdata().max() < 1e20
+    shown = texts(law_plots.plan_contour_chart(kept, 3e8, 5e10))
+    assert {"the plan", "best size", "compute 6·N·D, FLOPs", "parameters"} <= set(shown)
+    losses = [float(text) for text in shown if re.fullmatch(r"\d\.\d+", text)]
+    # Written in the contours: losses that the law has along its frontier.
+    low, high = (BESIROGLU.loss(n, c / 6 / n) for c, n in ((flops[-1], best[-1]), (flops[0], best[0])))
+    assert losses and all(low <= loss <= high for loss in losses)

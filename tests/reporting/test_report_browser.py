@@ -56,7 +56,7 @@ def test_the_page_opens_from_disk_without_a_word(compressed: RunFolder, browser:
             heights = browser.execute_script(
                 "return [...document.querySelectorAll('svg.chart')].map(e => e.getBoundingClientRect().height)"
             )
-            assert len(heights) == 10
+            assert len(heights) == 11
             assert min(heights) > 80
         colours[scheme] = (colour(browser, "body", "backgroundColor"), colour(browser, "#loss-legend_1 text", "fill"))
     assert browser.get_log("browser") == []

@@ -85,7 +85,7 @@ def test_a_finished_run_shows_everything(run: RunFolder) -> None:
     ):
         assert piece in text, piece
     assert next(attributes["aria-label"] for tag, attributes in shown.tags if tag == "svg").startswith("Loss against")
-    assert sum(tag == "svg" for tag, _ in shown.tags) == 9
+    assert sum(tag == "svg" for tag, _ in shown.tags) == 10
 
 
 def test_a_compressed_run_tells_its_parents_story_too(run: RunFolder, compressed: RunFolder) -> None:
@@ -104,7 +104,7 @@ def test_a_compressed_run_tells_its_parents_story_too(run: RunFolder, compressed
         f"chinchilla serve {compressed.path}",
     ):
         assert piece in text, piece
-    assert sum(tag == "svg" for tag, _ in shown.tags) == 10
+    assert sum(tag == "svg" for tag, _ in shown.tags) == 11
 
 
 def test_lines_copied_from_the_parent_are_told_once(run: RunFolder, compressed: RunFolder) -> None:

@@ -34,6 +34,16 @@ def test_a_plan_without_probes_has_no_probe_table() -> None:
     assert "Probe runs" not in tables.plain(tables.plan_table(plan))
 
 
+def test_the_plan_shows_what_others_on_the_front_gain_and_cost() -> None:
+    text = squeezed(tables.plain(tables.plan_table(make_plan())))
+    assert "* 3+3x192 18.9 MB 156 ms 1.31 GB 2.380 guess -" in text
+    assert "3+3x128 12.7 MB 124 ms 1.14 GB 2.470 guess 1.48x smaller, 1.26x faster; loss +0.090 (+3.8%)" in text
+    assert "Of 4 shapes for the same budget" in text
+    assert "2 are beaten." in text
+    alone = make_plan().model_copy(update={"considered": ()})
+    assert "front" not in tables.plain(tables.plan_table(alone))
+
+
 def test_the_ledger_says_error_and_whether_it_was_inside() -> None:
     rows = {row[0]: row[1:] for row in tables.ledger_rows(LEDGER)}
     assert rows["step time"] == ("214 ms [198 ms – 231 ms]", "221 ms", "-3.2 %", "yes")

@@ -21,7 +21,7 @@ _OPCODES = (
     "BINBYTES8 EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 "
     "TUPLE3 PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"
 )
-_MAX_TUPLES = 1000
+_MAX_TUPLES, _MAX_GETS = 1000, 24
 _MEND = "fetch it from where the data set is published, or give the binary version"
 _DAMAGED = (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, MemoryError)
 
@@ -43,13 +43,16 @@ def read_pickle(data: bytes) -> dict[Any, Any]:
 
 
 def _check(data: bytes) -> None:
-    tuples, allowed = 0, frozenset(_OPCODES.split())
+    tuples, gets, allowed = 0, 0, frozenset(_OPCODES.split())
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name not in allowed:
             raise MalformedError(f"a pickle that uses {opcode.name}, which plain numbers do not need; {_MEND}")
-        # A memo takes memory up to its largest number, and a tuple of tuples of tuples the stack, when hashed.
+        # A memo takes memory up to its largest number, a tuple of tuples of tuples the stack, when hashed, and one that
+        # holds each of them twice takes twice as long with each.
         tuples += opcode.name.startswith("TUPLE")
-        if tuples > _MAX_TUPLES or (opcode.name.endswith("PUT") and int(str(argument)) > len(data)):
+        gets += opcode.name.endswith("GET")
+        far = opcode.name.endswith("PUT") and int(str(argument)) > len(data)
+        if tuples > _MAX_TUPLES or gets > _MAX_GETS or far:
             raise MalformedError(f"a pickle made to exhaust the reader; {_MEND}")
 
 
@@ -68,7 +71,8 @@ class _Dtype:
 
     def __init__(self, name: str | bytes, *_: object) -> None:
         if name not in ("u1", b"u1", "|u1", "uint8"):
-            raise MalformedError(f"an array of {name!r}, not of bytes; {_MEND}")
+            shown = repr(name) if isinstance(name, str | bytes) else type(name).__name__
+            raise MalformedError(f"an array of {shown}, not of bytes; {_MEND}")
 
     def __setstate__(self, state: object) -> None:
         """Byte order and alignment, which bytes have none of."""
@@ -81,7 +85,7 @@ def _reconstruct(kind: object, shape: object, code: object) -> _Array:
 def _encode(text: str, encoding: str) -> bytes:
     """Python 3 writes bytes as text in the older protocols."""
     if encoding != "latin1":
-        raise MalformedError(f"a text in {encoding!r}; {_MEND}")
+        raise MalformedError(f"a text that is not in latin1; {_MEND}")
     return text.encode("latin1")
 
 

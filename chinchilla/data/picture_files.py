@@ -59,11 +59,11 @@ def content(file: Readable, shape: tuple[int, ...], path: Path) -> Pixels:
         MalformedError: there are fewer, more, or none.
         DataError: memory doesn't hold so many.
     """
-    size = math.prod(shape)
-    if not size:
+    if min(shape) < 1:
         raise MalformedError("empty; check that it is the right file, and whole")
-    if len(shape) > 2:
-        check_fits(shape[0], Size(shape[1], shape[2], math.prod(shape[3:])), path)
+    size = math.prod(shape)
+    height, width = shape[1:3] if len(shape) > 2 else (1, 1)
+    check_fits(shape[0], Size(height, width, size // (shape[0] * height * width)), path)
     data = file.read(size + 1)
     if len(data) != size:
         found = f"ends after {len(data):,}" if len(data) < size else "goes on"

@@ -62,7 +62,7 @@ def _annotated(path: Path, image: Path | None, images: Path, group: str) -> Anno
         root = _parse(path)
         sides = [_whole(root.findtext(f"size/{side}")) for side in ("height", "width")]
         objects = tuple(_object(each, number) for number, each in enumerate(root.iterfind("object"), 1))
-    except (ElementTree.ParseError, ValueError, OSError) as error:
+    except (ElementTree.ParseError, ValueError, OverflowError, OSError) as error:
         return Annotated(image, name, None, (), problem=f"{path}: not a VOC annotation ({error}); mend it")
     shape = (sides[0], sides[1]) if all(sides) else None
     return Annotated(image, name, shape, objects, (root.findtext(group) or "").strip())

@@ -266,6 +266,7 @@ WRONG_VOC = {
     "entities": (lambda t: '<!DOCTYPE a [<!ENTITY b "c">]>' + t, "it declares a document type or entities"),
     "NaN": (lambda t: re.sub(r"<xmax>\d+", "<xmax>nan", t), "object 1: its box .*nan.* is not of numbers"),
     "another size": (lambda t: t.replace("<width>40", "<width>41"), "annotated as 41 x 30"),
+    "no end": (lambda t: t.replace("<width>40", "<width>inf"), r"101\.xml: not a VOC annotation"),
 }
 
 

@@ -171,6 +171,10 @@ HOSTILE = {
     "a memo of 64 GB": (b"\x80\x02}r\xff\xff\xff\x7f.", "made to exhaust the reader"),
     "a bytearray of 8 EB": (b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.", "damaged pickle"),
     "tuples of tuples": (b"\x80\x02}" + b")" + b"\x85" * 2000 + b"Ns.", "made to exhaust the reader"),
+    "tuples that hold the last one twice": (
+        b"\x80\x02}" + b")q\x00" + b"".join(b"h%c\x86q%c" % (n, n + 1) for n in range(60)) + b"Ns.",
+        "made to exhaust the reader",
+    ),
     "an array of objects": (pickle.dumps({"data": np.array([None])}), "an array of 'O8', not of bytes"),
     "an array of floats": (pickle.dumps({"data": np.zeros(3)}), "an array of 'f8', not of bytes"),
     "a list": (pickle.dumps([1, 2]), "a pickled list, not a dictionary"),
@@ -263,3 +267,21 @@ def test_an_array_that_claims_to_be_huge_is_refused(tmp_path):
         archive.writestr("train_images.npy", header.getvalue())
     with pytest.raises(DataError, match=r"1,000,000,000 images of 999 x 999 .* ask for a smaller size"):
         read_medmnist(tmp_path / "a.npz")
+
+
+CLAIMS = {"less than none": ((-5, -8, 8), "empty"), "labels for years": ((10**15,), "images of 1 x 1 .* take")}
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_an_array_that_claims_what_no_file_has_is_refused_before_it_is_read(tmp_path, kind, monkeypatch):
+    shape, message = CLAIMS[kind]
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("train_images.npy", header.getvalue() + bytes(9999))
+    read = zipfile.ZipExtFile.read
+    asked = []
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda file, n=-1: asked.append(n) or read(file, n))
+    with pytest.raises(DataError, match=message):
+        read_medmnist(tmp_path / "a.npz")
+    assert all(0 <= count < 10_000 for count in asked)

@@ -45,8 +45,8 @@ class Division:
 
 
 def text_hash(text: str, salt: bytes = b"") -> int:
-    """64 bits of BLAKE2b."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8, salt=salt).digest(), "little")
+    """64 bits of BLAKE2b; half a character, as JSON may have it in the name of a group, is as good as a whole one."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest(), "little")
 
 
 def seed_salt(seed: int) -> bytes:
@@ -65,14 +65,16 @@ def divide(whole: Index, given: Mapping[str, Hashes]) -> Division:
     train = np.ones(len(whole), dtype=bool)
     held: dict[str, Rows] = {}
     held_keys = np.empty(0, dtype=np.uint64)
-    for name in ("test", "valid"):
+    for name in sorted(("test", "valid"), key=lambda name: name not in given):
         keys = given.get(name)
         if keys is None:
             cut = _cut(whole, train, name)
             train &= ~cut
             cut &= ~np.isin(whole.keys, held_keys)
             if not cut.any():
-                raise DataError(f"data.train: nothing is left for data.{name} that is not in test; give a file for it")
+                raise DataError(
+                    f"data.train: nothing is left for data.{name} that the other part has not; give a file for it"
+                )
             held[name] = cut
             keys = whole.keys[cut]
         held_keys = np.union1d(held_keys, keys)

@@ -133,7 +133,7 @@ def _parse_value(text: str, annotation: Any) -> Any:
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and not _accepts_table(keys().get(prefix + key)):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -165,6 +165,11 @@ def _accepts(annotation: Any, *kinds: type) -> bool:
 
 def _accepts_list(annotation: Any) -> bool:
     return any(get_origin(argument) is tuple for argument in (annotation, *get_args(annotation)))
+
+
+def _accepts_table(annotation: Any) -> bool:
+    """Whether a value may be a table of names that the user chooses."""
+    return get_origin(annotation) is dict or any(_accepts_table(argument) for argument in get_args(annotation))
 
 
 def keys(model: type[BaseModel] = Run, prefix: str = "") -> dict[str, Any]:
@@ -230,6 +235,10 @@ def _explain(item: Any, written: Layer) -> str:
         return f"{key} is missing: set {_settable(key)} in the recipe or on the command line as KEY=VALUE"
     while parts and ".".join(parts) not in written:
         parts.pop()
+    if not key:  # the whole tree: the message begins with the setting
+        message = _lower(item["msg"])
+        named = written.get(message.partition(":")[0])
+        return f"{named.origin}: {message}" if named else message
     if not parts:  # a whole table
         origins = {value.origin: None for name, value in written.items() if name.startswith(f"{key}.")}
         return f"{', '.join(origins)}: {key}: {_lower(item['msg'])}"
@@ -260,20 +269,26 @@ def to_toml(loaded: Loaded) -> str:
 def _table(values: dict[str, Any], name: str, loaded: Loaded) -> Iterator[str]:
     """A table's own values, then the tables inside it."""
     prefix = f"{name}." if name else ""
-    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    known = keys()
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict) or prefix + key in known}
     if name and plain:
         yield from ("", f"[{name}]")
     yield from (_line(key, prefix + key, value, loaded) for key, value in plain.items())
     for key, value in values.items():
-        if isinstance(value, dict):
+        if key not in plain:
             yield from _table(value, prefix + key, loaded)
 
 
 def _line(name: str, key: str, value: Any, loaded: Loaded) -> str:
     origin = loaded.origins.get(key, DEFAULT)
+    return f"{name} = {_toml(value)}  # {origin if origin.isprintable() else ascii(origin)}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml(name)} = {_toml(inside)}" for name, inside in value.items()) + " }"
     # JSON's strings, numbers, booleans and flat lists are also TOML's, but for the one character it leaves bare.
-    text = json.dumps(value, ensure_ascii=False, default=_absolute).replace("\x7f", "\\u007F")
-    return f"{name} = {text}  # {origin if origin.isprintable() else ascii(origin)}"
+    return json.dumps(value, ensure_ascii=False, default=_absolute).replace("\x7f", "\\u007F")
 
 
 def _absolute(path: Path) -> str:

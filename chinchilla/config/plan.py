@@ -63,6 +63,8 @@ class Training(Frozen):
     label_smoothing: float
     dropout: float
     drop_path: float = Field(default=0.0, description="not kept by the first plans")
+    class_weights: tuple[float, ...] = Field(default=(), description="of each class in order; empty: 1 each")
+    focal_gamma: float = Field(default=0.0, description="of focal loss; 0 is cross-entropy")
     ema_decay: float
     reconstruct_weight: float
     mask_rate: float

@@ -1,10 +1,12 @@
 """The one configuration tree: TOML file, Python object and documentation at once."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -17,9 +19,9 @@ from chinchilla.config.adapter import Adapter
 from chinchilla.config.attack import Attack
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Precision
+from chinchilla.config.noise import Noise
 from chinchilla.config.plan import OptimizerKind, ScheduleKind, TaskName
 from chinchilla.config.shape import Activation, AttentionKind, NormKind, Patch, PositionKind
-from chinchilla.config.noise import Noise
 from chinchilla.config.units import Count, EnergyJ, Flops, LatencyS, Number, SizeBytes, TimeS
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -78,16 +80,14 @@ class Images(Frozen):
     shift: Fraction = Field(0.1, description="share of a side that an image is moved by, at most")
     rotate: Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="degrees it is turned by, at most")
     zoom: Fraction = Field(0.1, description="share it is scaled by, at most")
-    flip: bool = Field(False, description="mirror every other image, left to right")
-    colour: Fraction = Field(0.0, description="share that brightness, contrast and saturation change by, at most")
     crop: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="least share of an image's area that a crop keeps, anywhere in it; 1 is off"
     )
+    flip: bool = Field(False, description="mirror every other image, left to right")
+    colour: Fraction = Field(0.0, description="share that brightness, contrast and saturation change by, at most")
     randaugment: NonNegativeInt = Field(0, description="operations of RandAugment an image")
     mix: Literal["mixup", "cutmix"] | None = Field(None, description="mix every image with another")
 
-
-class Tokenizer(Frozen):
     def misplaced(self, task: TaskName) -> str | None:
         """What is asked for that the task has no use for, and the mend; None where all is well."""
         if task == "classify_image":
@@ -98,6 +98,8 @@ class Tokenizer(Frozen):
         wrong = next((name for name in asked if name not in used), None)
         return None if wrong is None else f"images.{wrong}: {task} {has}; leave it out"
 
+
+class Tokenizer(Frozen):
     """The tokenizer to train on the training data, or a ready `tokenizer.json`."""
 
     kind: Literal["bpe", "unigram"] = "bpe"
@@ -197,6 +199,21 @@ class Model(Frozen):
     tied_embeddings: bool | None = None
 
 
+def _weights(value: object) -> object:
+    """Refuse what is no set of weights, in one sentence."""
+    numbers = list(value.values()) if isinstance(value, dict) else []
+    if value == "balanced" or (numbers and all(_counts(number) for number in numbers)):
+        return value
+    raise ValueError('write "balanced", or a table of numbers above 0 by class, like { spam = 5 }')
+
+
+def _counts(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < math.inf
+
+
+ClassWeights = Annotated[Literal["balanced"] | dict[str, float], BeforeValidator(_weights)]
+
+
 class Train(Frozen):
     """Training settings to fix; what is left out the plan decides, and says why."""
 
@@ -210,12 +227,16 @@ class Train(Frozen):
     accumulation: PositiveInt | None = None
     clip_norm: NonNegativeFloat | None = None
     label_smoothing: Fraction | None = None
+    class_weights: ClassWeights | None = Field(
+        None, description='what a class\'s examples count for: "balanced", or a table like { spam = 5 }'
+    )
+    focal_gamma: NonNegativeFloat | None = Field(None, description="focal loss's exponent: 2 is usual; 0 is off")
     dropout: Fraction | None = None
+    drop_path: Fraction | None = Field(None, description="how often the last block's branches are dropped; 0 is off")
     ema_decay: Fraction | None = None
     reconstruct_weight: NonNegativeFloat = Field(0.0, description="weight of feature reconstruction; 0 is off")
     mask_rate: Fraction = Field(0.15, description="share of inputs masked when reconstruction is on")
     precision: Precision | None = None
-    drop_path: Fraction | None = Field(None, description="how often the last block's branches are dropped; 0 is off")
     compile: bool | None = None
     recompute: bool | None = None
     threads: PositiveInt | None = None
@@ -224,6 +245,12 @@ class Train(Frozen):
     keep_checkpoints: PositiveInt = 2
     probes: bool = Field(True, description="let short probe runs choose the shape where no law holds")
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+
+    @model_validator(mode="after")
+    def _one_right_answer(self) -> Self:
+        if self.focal_gamma and self.label_smoothing:
+            raise ValueError("focal_gamma: focal loss is of one right answer; leave out it or label_smoothing")
+        return self
 
 
 class Evaluate(Frozen):
@@ -246,6 +273,7 @@ class Run(Frozen):
     budget: Budget
     tokenizer: Tokenizer = Tokenizer()
     images: Images = Images()
+    noise: Noise = Noise()
     limits: Limits = Limits()
     cluster: Machines = Machines()
     machine: Here = Here()
@@ -256,11 +284,17 @@ class Run(Frozen):
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
+    def _classes_to_weigh(self) -> Self:
+        for name in ("class_weights", "focal_gamma"):
+            if getattr(self.train, name) and not self.task.startswith("classify_"):
+                raise ValueError(f"train.{name}: {self.task} puts nothing in classes; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _something_to_adapt(self) -> Self:
         if self.adapter is not None and self.model.start is None:
             raise ValueError("adapter: there is no model to adapt; name one in model.start")
         return self
-    noise: Noise = Noise()
 
     @model_validator(mode="after")
     def _all_of_use(self) -> Self:

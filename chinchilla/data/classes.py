@@ -4,6 +4,10 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from chinchilla.config.errors import DataError, UsageError
 from chinchilla.config.frozen import Frozen
@@ -28,6 +32,10 @@ class Classes(Frozen):
     def number(self, name: str) -> int:
         """The number of a class; -1 where it is none of them."""
         return self.names.index(name) if name in self.names else -1
+
+    def counts(self, numbers: NDArray[np.integer[Any]]) -> tuple[int, ...]:
+        """How many of these examples, each the number of a class, every class has."""
+        return tuple(np.bincount(numbers, minlength=len(self.names)).tolist())
 
 
 def class_name(value: object, column: str) -> str:

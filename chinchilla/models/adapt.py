@@ -14,27 +14,9 @@ from torch import Tensor, nn
 
 from chinchilla.config.adapter import Adapter
 from chinchilla.config.errors import UsageError
-from chinchilla.models.block import Dropout
+from chinchilla.models.bottleneck import Adapted, Bottleneck
 from chinchilla.models.quantized import is_quantized
 from chinchilla.models.transformer import Transformer
-
-
-class Adapted(nn.Module):
-    """A linear map, its weights kept, with an adapter that is trained; at first the output is the map's own."""
-
-    def __init__(self, base: nn.Linear, dropout: float) -> None:
-        super().__init__()
-        self.weight, self.bias = base.weight, base.bias
-        self.dropout = Dropout(dropout)
-        self.train(base.training)
-
-    def base(self, x: Tensor) -> Tensor:
-        """`x` (…, in) → (…, out), without the adapter."""
-        return F.linear(x, self.weight, self.bias)
-
-    def _trained(self, *sizes: int) -> nn.Parameter:
-        """Zeros, in the precision and on the device of the map."""
-        return nn.Parameter(self.weight.new_zeros(sizes))
 
 
 class Lora(Adapted):
@@ -89,23 +71,6 @@ class AdaLora(Adapted):
         values = self.lora_E.detach()
         alive = values[:, 0] != 0
         return values[alive] * self.lora_A.detach()[alive], self.lora_B.detach()[:, alive]
-
-
-class Bottleneck(Adapted):
-    """y + up(gelu(down(y))) behind a map that ends a residual branch (Houlsby 2019, arXiv 1902.00751); `up` is zero."""
-
-    def __init__(self, base: nn.Linear, width: int, dropout: float = 0.0) -> None:
-        super().__init__(base, dropout)
-        dim = base.out_features
-        self.adapter_down, self.adapter_down_bias = self._trained(width, dim), self._trained(width)
-        self.adapter_up, self.adapter_up_bias = self._trained(dim, width), self._trained(dim)
-        nn.init.uniform_(self.adapter_down, -(dim**-0.5), dim**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` (…, in) → (…, out)."""
-        y = self.base(x)
-        inner = F.gelu(F.linear(self.dropout(y), self.adapter_down, self.adapter_down_bias))
-        return y + F.linear(inner, self.adapter_up, self.adapter_up_bias)
 
 
 def adapt_(model: Transformer, adapter: Adapter) -> list[str]:
@@ -197,8 +162,8 @@ def merge_(model: Transformer) -> None:
 def _merged(map: Adapted) -> nn.Linear:
     if not isinstance(map, Lora | AdaLora):
         raise UsageError(
-            "a bottleneck cannot be merged: there is an activation inside, which no matrix can stand for; keep it "
-            "beside the model (write_adapter)"
+            "a bottleneck cannot be merged: there is an activation inside, which no matrix can stand for; write the "
+            "model with it (write_model), or it alone (write_adapter)"
         )
     inner, outer = map.factors()
     rows, columns = map.weight.shape

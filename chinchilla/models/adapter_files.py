@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from chinchilla.config.errors import FaultError, UsageError
-from chinchilla.models.adapt import Bottleneck, adapted, adapter_tensors, put_, refuse_unfit
+from chinchilla.models.adapt import adapted, adapter_tensors, put_, refuse_unfit
+from chinchilla.models.bottleneck import Bottleneck
 from chinchilla.models.folder import PICKLES, find, is_there, read_json, replacing
 from chinchilla.models.peft_layout import (
     BOTTLENECK,

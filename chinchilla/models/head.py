@@ -1,6 +1,6 @@
 """Heads: hidden states to answers, and the losses that go with them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,40 @@ IGNORE = -100
 """The label of a position that carries no loss."""
 
 
+LEAST_LOSS = 1e-30
+"""Of a label that is as good as certain, or powers of 1 - p would be 0 · ∞."""
+
+
+class Emphasis(NamedTuple):
+    """How much training makes of each label.
+
+    `smoothing` (Szegedy 2016); `weights` (num_outputs,) of the answers, None: 1 each; `gamma` of focal loss (Lin 2017).
+    """
+
+    smoothing: float = 0.0
+    weights: Tensor | None = None
+    gamma: float = 0.0
+
+    @property
+    def by_label(self) -> bool:
+        """Whether labels count for different amounts."""
+        return self.weights is not None or self.gamma > 0
+
+    def of(self, wanted: Tensor, missed: Tensor) -> tuple[Tensor, Tensor]:
+        """What the losses of some labels count for, and what their gradients do; all (rows, 1).
+
+        `missed` is m = -log p. The focal loss is w·(1 - p)^γ·m (arXiv 1708.02002, eq. 5), and its derivative by m
+        w·((1 - p)^γ + γ·p·(1 - p)^(γ - 1)·m).
+        """
+        weights = torch.ones_like(missed) if self.weights is None else self.weights[wanted]
+        if not self.gamma:
+            return weights, weights
+        missed = missed.clamp_min(LEAST_LOSS)
+        wrong = -torch.expm1(-missed)
+        focus = wrong**self.gamma
+        return weights * focus, weights * (focus + self.gamma * (1 - wrong) * wrong ** (self.gamma - 1) * missed)
+
+
 class _TokenLoss(torch.autograd.Function):
     """Cross-entropy of a linear head in pieces: neither the logits nor their gradient ever exist whole.
 
@@ -34,7 +68,7 @@ class _TokenLoss(torch.autograd.Function):
         bias: Tensor | None,
         labels: Tensor,
         count: int,
-        smoothing: float,
+        emphasis: Emphasis,
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         low = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else hidden.dtype
@@ -50,9 +84,9 @@ class _TokenLoss(torch.autograd.Function):
             piece = slice(start, start + PIECE_TOKENS)
             states, wanted = hidden[piece].to(low), labels[piece]
             logits = F.linear(states, table, None if bias is None else bias.to(low))
-            missed, smoothed, scale = _chances_(logits, wanted, count - start, smoothing, grad_bias, needs_grad)
+            missed, stressed, scale = _chances_(logits, wanted, count - start, emphasis, grad_bias, needs_grad)
             plain += missed
-            total += smoothed
+            total += stressed
             if grad_hidden is None:
                 continue
             torch.mul(logits @ table, scale, out=grad_hidden[piece])
@@ -75,15 +109,16 @@ class _TokenLoss(torch.autograd.Function):
 
 
 def _chances_(
-    logits: Tensor, wanted: Tensor, count: int, smoothing: float, grad_bias: Tensor | None, needs_grad: bool
+    logits: Tensor, wanted: Tensor, count: int, emphasis: Emphasis, grad_bias: Tensor | None, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed cross-entropy of the first `count` rows, the same smoothed, and each row's factor `(rows, 1)`.
+    """Summed cross-entropy of the first `count` rows, the same with emphasis, and each row's factor `(rows, 1)`.
 
     The gradient takes the place of `logits` (rows, vocab_size), but for that factor, which spares a pass over all of
     it; a bias's is added to `grad_bias`.
     """
     missed, sums = logits.new_zeros((2, len(logits), 1), dtype=torch.float32)
-    smoothed = missed.clone() if smoothing else missed
+    smoothing = emphasis.smoothing
+    stressed = missed.clone() if smoothing or emphasis.by_label else missed
     # On a GPU each chunk would cost more to launch than to compute.
     size = CHUNK_ROWS if logits.device.type == "cpu" else max(1, len(logits))
     for start in range(0, len(logits), size):
@@ -98,9 +133,14 @@ def _chances_(
         logs = each.log() + highest
         missed[rows] = logs - chosen
         if mean is not None:
-            smoothed[rows] = (1 - smoothing) * missed[rows] + smoothing * (logs - mean)
+            stressed[rows] = (1 - smoothing) * missed[rows] + smoothing * (logs - mean)
         if needs_grad:
             _less_wanted_(chunk, at, each, smoothing)
+        if emphasis.by_label:
+            counted, slope = emphasis.of(at, missed[rows])
+            stressed[rows] = counted * (stressed[rows] if smoothing else missed[rows])
+            each /= slope  # gradients are divided by these
+        if needs_grad:
             if chunk.dtype != logits.dtype:
                 logits[rows] = chunk
             if grad_bias is not None:
@@ -108,7 +148,7 @@ def _chances_(
                 grad_bias += (chunk[: len(real)] / real).sum(0)
     factors = sums.reciprocal_()
     factors[max(0, count) :] = 0
-    return missed[: max(0, count)].sum(), smoothed[: max(0, count)].sum(), factors
+    return missed[: max(0, count)].sum(), stressed[: max(0, count)].sum(), factors
 
 
 def _less_wanted_(chances: Tensor, at: Tensor, sums: Tensor, smoothing: float) -> None:
@@ -134,12 +174,19 @@ class TokenHead(nn.Module):
         """`hidden` (…, dim) → logits (…, vocab_size)."""
         return F.linear(hidden, self.weight, self.bias)
 
-    def loss(self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None, gamma: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy over the labelled positions.
 
-        `hidden` (batch, length, dim), `labels` (batch, length) with `IGNORE` where there is no loss. Returns the
-        sum with label smoothing (Szegedy 2016), to minimise, and the plain sum in nats, to report.
+        `hidden` (batch, length, dim), `labels` (batch, length) with `IGNORE` where there is no loss. Returns the sum
+        to minimise, by `Emphasis(smoothing, weights, gamma)`, and the plain sum in nats, to report.
+
+        Raises:
+            ValueError: both smoothing and gamma: focal loss is of one right answer.
         """
+        if smoothing and gamma:
+            raise ValueError("focal loss is of one right answer: smooth no labels")
         labels = labels.flatten()
         rows = (labels != IGNORE).nonzero()[:, 0]
         # Filled up with rows that count for nothing: products of a new size are dear to prepare, so few sizes are used.
@@ -149,7 +196,8 @@ class TokenHead(nn.Module):
         # Asked here, since inside a Function the answer is always no.
         needs_grad = torch.is_grad_enabled()
         states = hidden.flatten(0, -2)[chosen]
-        return _TokenLoss.apply(states, self.weight, self.bias, wanted, len(rows), smoothing, needs_grad)
+        emphasis = Emphasis(smoothing, weights, gamma)
+        return _TokenLoss.apply(states, self.weight, self.bias, wanted, len(rows), emphasis, needs_grad)
 
 
 class Reconstruction(nn.Module):

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.config.shape import Shape
-from chinchilla.models import bert, llama, marian, quantized
+from chinchilla.models import bert, bottleneck, llama, marian, quantized
 from chinchilla.models.adapt import adapted
+from chinchilla.models.bottleneck import Bottleneck
 from chinchilla.models.folder import (
     CARD,
     CHAT_TEMPLATE,
@@ -96,22 +97,25 @@ def write_model(
 ) -> None:
     """Write our own layout; `extra` adds keys to `config.json` (such as `task`).
 
-    The folder appears whole, in place of the model folder that may have been there. An int8 model is written as such.
+    The folder appears whole, in place of the model folder that may have been there. An int8 model is written as such,
+    and one with bottleneck adapters with them.
 
     Raises:
-        UsageError: something else than a model folder is there, or the model has an adapter.
+        UsageError: something else than a model folder is there, or the model has an adapter to merge first.
         FaultError: the disk is full or cannot be written.
     """
-    _refuse_adapter(model, folder)
+    _refuse_mergeable(model, folder)
     config = {
         "model_type": MODEL_TYPE,
         "architectures": ["ChinchillaTransformer"],
         "shape": model.shape.model_dump(mode="json"),
         **(extra or {}),
     }
-    scheme = quantized.describe(model)
+    scheme, widths = quantized.describe(model), bottleneck.describe(model)
     if scheme is not None:
         config["quantization"] = scheme
+    if widths:
+        config[bottleneck.CONFIG_KEY] = widths
     _write(folder, own_tensors(model), config, tokenizer_json, card)
 
 
@@ -150,11 +154,17 @@ def _refuse_int8(model: Transformer, folder: Path) -> None:
         )
 
 
-def _refuse_adapter(model: Transformer, folder: Path) -> None:
-    if adapted(model):
+def _refuse_mergeable(model: Transformer, folder: Path) -> None:
+    if any(not isinstance(map, Bottleneck) for map in adapted(model).values()):
         raise UsageError(
-            f"{folder}: a model's folder has no place for an adapter: merge_ it, or write_adapter it alone"
+            f"{folder}: a model's folder has no place for this adapter: merge_ it, or write_adapter it alone"
         )
+
+
+def _refuse_adapter(model: Transformer, folder: Path) -> None:
+    _refuse_mergeable(model, folder)
+    if bottleneck.describe(model):
+        raise UsageError(f"{folder}: other families' layouts have no place for a bottleneck adapter; use write_model")
 
 
 def _write(
@@ -223,6 +233,8 @@ def _fitted(
 
     def make() -> Transformer:
         model = Transformer(shape)
+        if bottleneck.CONFIG_KEY in config:
+            bottleneck.rebuild_(model, config[bottleneck.CONFIG_KEY], str(where))
         if "quantization" in config:
             quantized.rebuild_(model, config["quantization"])
         return model

@@ -19,7 +19,8 @@ from chinchilla.config.adapter import Adapter
 from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.config.shape import Shape
 from chinchilla.models import llama, marian
-from chinchilla.models.adapt import AdaLora, Bottleneck, Lora, adapted, adapter_tensors
+from chinchilla.models.adapt import AdaLora, Lora, adapted, adapter_tensors
+from chinchilla.models.bottleneck import Bottleneck
 from chinchilla.models.hub import FAMILIES
 from chinchilla.models.transformer import Transformer
 from chinchilla.models.weights import Layout, Piece

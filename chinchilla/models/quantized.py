@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chinchilla.config.errors import UsageError
+from chinchilla.models.bottleneck import Bottleneck, narrowed
 from chinchilla.models.head import IGNORE, PIECE_TOKENS, TokenHead
 from chinchilla.models.transformer import Transformer
 from chinchilla.models.weights import own_tensors
@@ -210,6 +211,26 @@ class Int8Linear(nn.Module):
         super()._load_from_state_dict(*args)
 
 
+class Int8Bottleneck(Int8Linear):
+    """Takes the place of `Bottleneck`: its map in int8, what is beside it in fp32."""
+
+    adapter_down: Tensor
+    adapter_down_bias: Tensor
+    adapter_up: Tensor
+    adapter_up_bias: Tensor
+
+    def __init__(self, module: Bottleneck) -> None:
+        super().__init__(to_rows(module.weight, module.bias))
+        for name, parameter in module.named_parameters():
+            if name.startswith("adapter_"):
+                self.register_parameter(name, nn.Parameter(parameter.detach().float()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` (batch, …, columns) → (batch, …, rows) fp32."""
+        y = super().forward(x)
+        return y + narrowed(self, y)
+
+
 class Int8Embedding(nn.Module):
     """Takes the place of `nn.Embedding`: rows are looked up in int8 and multiplied by their scales."""
 
@@ -251,8 +272,8 @@ class Int8Head(Int8Linear):
 
 
 def matrices(model: Transformer) -> list[str]:
-    """The names of the modules that can be held in int8: every linear layer, the embedding, the head."""
-    kinds = (nn.Linear, nn.Embedding, TokenHead)
+    """The names of the modules that can be held in int8: linear layers and those with a bottleneck, embedding, head."""
+    kinds = (nn.Linear, Bottleneck, nn.Embedding, TokenHead)
     return [name for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
@@ -268,6 +289,8 @@ def _int8_form(module: nn.Module, model: Transformer) -> nn.Module:
     match module:
         case nn.Linear():
             return Int8Linear(to_rows(module.weight, module.bias))
+        case Bottleneck():
+            return Int8Bottleneck(module)
         case nn.Embedding():
             return Int8Embedding(to_rows(module.weight))
         case TokenHead():

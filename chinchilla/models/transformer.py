@@ -66,7 +66,7 @@ class Stack(nn.Module):
         return self.norm(x)
 
     def _paths(self, index: int, x: Tensor, segments: Tensor | None) -> Tensor:
-        """Which branches of a layer are dropped: from layer to layer more often, up to `drop_path` (Huang 2016, eq. 4)."""
+        """Which branches of a layer are dropped: more often from layer to layer, up to `drop_path` (Huang 2016)."""
         rate = self.drop_path * (index + 1) / len(self.layers)
         return kept_paths(self._branches, x, segments, rate, self.generator)
 

@@ -18,17 +18,26 @@ def token_objective(model: Transformer, batch: Batch, objective: Objective) -> L
     embed = model.embed
     if objective.reconstruct_weight == 0 or not isinstance(embed, Embed):
         hidden, _ = model(source, target, **segments)
-        return Loss(*model.head.loss(hidden, batch["labels"], objective.label_smoothing))
+        return _labels_loss(model, hidden, batch, objective)
     noised_source, source_masked = _noised(source, objective, model)
     noised_target, target_masked = _noised(target, objective, model)
     hidden, memory = model(noised_source, noised_target, **segments)
-    total, plain = model.head.loss(hidden, batch["labels"], objective.label_smoothing)
+    total, plain = _labels_loss(model, hidden, batch, objective)
     error = torch.zeros((), device=total.device)
     if model.encoder_reconstruction is not None and source_masked is not None:
         error = error + model.encoder_reconstruction.loss(memory, embed.tokens(source), source_masked)
     if model.decoder_reconstruction is not None and target_masked is not None:
         error = error + model.decoder_reconstruction.loss(hidden, embed.tokens(target), target_masked)
     return Loss(total + objective.reconstruct_weight * num_tokens(batch) * error, plain)
+
+
+def _labels_loss(model: Transformer, hidden: Tensor, batch: Batch, objective: Objective) -> Loss:
+    """Cross-entropy of `labels`, each counting for what its class weighs, or for how far off it is (focal loss)."""
+    smoothing, weights = objective.label_smoothing, objective.class_weights
+    if not weights and not objective.focal_gamma:
+        return Loss(*model.head.loss(hidden, batch["labels"], smoothing))
+    on_device = torch.tensor(weights, device=hidden.device) if weights else None
+    return Loss(*model.head.loss(hidden, batch["labels"], smoothing, on_device, objective.focal_gamma))
 
 
 def _noised(ids: Tensor | None, objective: Objective, model: Transformer) -> tuple[Tensor | None, Tensor | None]:

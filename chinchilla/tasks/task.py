@@ -16,7 +16,7 @@ Batch = Mapping[str, Tensor]
 class Loss(NamedTuple):
     """A micro-batch's loss, summed over its labelled tokens.
 
-    `total` is what to minimise (smoothed, with reconstruction); `plain` the cross-entropy in nats, to report.
+    `total` is what to minimise (smoothed, weighted, with reconstruction); `plain` the cross-entropy in nats, to report.
     """
 
     total: Tensor
@@ -43,12 +43,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Objective:
-    """How training changes the plain cross-entropy."""
+    """How training changes the plain cross-entropy.
+
+    `class_weights` are of the classes in order, empty: 1 each; `focal_gamma` is 0 where the loss is not focal.
+    """
 
     label_smoothing: float = 0.0
     reconstruct_weight: float = 0.0
     mask_rate: float = 0.15
     mask_id: int = 3
+    class_weights: tuple[float, ...] = ()
+    focal_gamma: float = 0.0
 
 
 class Task(Protocol):

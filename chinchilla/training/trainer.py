@@ -94,7 +94,11 @@ class Trainer:
         self.returns = Returns(self.folder, self.records, self.saver)
         self._started = 0.0
         self.objective = Objective(
-            self.training.label_smoothing, self.training.reconstruct_weight, self.training.mask_rate
+            self.training.label_smoothing,
+            self.training.reconstruct_weight,
+            self.training.mask_rate,
+            class_weights=self.training.class_weights,
+            focal_gamma=self.training.focal_gamma,
         )
         self._times: list[float] = []
 

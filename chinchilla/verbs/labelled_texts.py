@@ -54,7 +54,8 @@ def _prepare(run: Run, split: LabelledSplit, task: Task, test: tuple[Any, ...], 
         num_classes=len(split.classes.names),
     )
     codec = TextClasses(tokenizer, split.classes, row_len)
-    return Prepared(run, task, codec, train, valid, test, row_len, facts, make)
+    counts = split.classes.counts(encoded[0].classes)
+    return Prepared(run, task, codec, train, valid, test, row_len, facts, make, class_counts=counts)
 
 
 def _mean_bytes(split: LabelledSplit) -> float:

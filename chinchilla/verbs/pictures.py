@@ -87,7 +87,8 @@ def _prepare(run: Run, split: ImageSplit[Pictures], task: Task, test: tuple[Any,
         stem=stem,
     )
     train, valid = Views(_numbered(pictures, classes), run.images), Views(_numbered(split.valid, classes))
-    return Prepared(run, task, codec, train, valid, test, stem.num_positions, facts, make)
+    counts = classes.counts(train.pictures.labels)
+    return Prepared(run, task, codec, train, valid, test, stem.num_positions, facts, make, class_counts=counts)
 
 
 def _numbered(pictures: Pictures, classes: Classes) -> Pictures:

@@ -186,7 +186,7 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
         "warmup_steps": 40,
         "decay_fraction": 0.4,
         "clip_norm": 1.0,
-        "label_smoothing": 0.1 if run.task in SMOOTHED else 0.0,
+        "label_smoothing": 0.1 if run.task in SMOOTHED and not fixed.focal_gamma else 0.0,
         "dropout": 0.1 if epochs > DROPOUT_EPOCHS else 0.0,
         "ema_decay": 0.0,
         "precision": machine.fastest_precision(),
@@ -197,7 +197,7 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     said = {name: value for name, value in fixed.model_dump().items() if name in Training.model_fields}
     said = {name: value for name, value in said.items() if value is not None and name not in never}
     rest = {"batch_tokens": batch_tokens, "threads": machine.threads, "seed": run.seed}
-    return Training(**never | defaults | rest | said)
+    return Training(**never | defaults | rest | said | {"class_weights": prepared.class_weights(run)})
 
 
 def _batch_labels(facts: Facts) -> int:
@@ -377,7 +377,10 @@ def _scheduled(
 
 def _regularisation(training: Training) -> str:
     told = f"dropout {training.dropout:g}, label smoothing {training.label_smoothing:g}"
-    return told + (f", paths dropped up to {training.drop_path:g}" if training.drop_path else "")
+    told += f", paths dropped up to {training.drop_path:g}" if training.drop_path else ""
+    weights = training.class_weights
+    told += f", classes weigh {min(weights):.3g} to {max(weights):.3g}" if weights else ""
+    return told + (f", focal loss of {training.focal_gamma:g}" if training.focal_gamma else "")
 
 
 def _why(optimizer: OptimizerKind) -> str:

@@ -17,7 +17,7 @@ from chinchilla.verbs.prepared import Kind, Prepared, Tell
 from chinchilla.verbs.scenes import DETECT
 from chinchilla.verbs.table_rows import CLASSIFY_TABLE
 from chinchilla.verbs.texts import GENERATE, SUMMARISE, TRANSLATE
-from chinchilla.verbs.transfer import read_start, refuse_unmergeable
+from chinchilla.verbs.transfer import read_start
 
 KINDS: Mapping[TaskName, Kind] = {
     "translate": TRANSLATE,
@@ -53,19 +53,19 @@ def prepare(run: Run, tell: Tell = lambda text: None) -> Prepared:
 
     Raises:
         DataError: data that cannot be used; file, row and mend are named.
-        UsageError: a tokenizer file that cannot be used.
+        UsageError: a tokenizer file that cannot be used; weights of a class that is none.
     """
     if run.model.attention == "block" and run.task in PACKED:
         raise UsageError(
             f"model.attention: block takes one text a row, and {run.task} packs several; use full or gated"
         )
-    refuse_unmergeable(run.adapter)
     kind = kind_of(run.task)
     start = read_start(run.model.start) if run.model.start is not None else None
     tell("reading data")
     split = kind.split(run)
     tell(f"{len(split.train):,} training, {len(split.valid):,} validation and {len(split.test):,} test examples")
     prepared = kind.prepare(run, split, kind.make_task(run), test_examples(run, split), tell)
+    prepared.class_weights(run)  # refused now, not after planning
     if run.attack is not None:
         prepared = replace(prepared, task=Hardened(prepared.task, prepared.codec, run.attack))
     return replace(prepared, start=start)

@@ -11,6 +11,7 @@ from chinchilla.data.batches import Batches
 from chinchilla.data.codec import Codec
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.search import Facts
+from chinchilla.tasks.class_weights import class_weights
 from chinchilla.tasks.task import Task
 from chinchilla.verbs.transfer import Start, new_model
 
@@ -23,7 +24,10 @@ class MakeBatches(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A run's data, ready to train on and to score with; `test` holds examples as the task scores them."""
+    """A run's data, ready to train on and to score with; `test` holds examples as the task scores them.
+
+    `class_counts` are the training examples of each class in order; empty where there are none.
+    """
 
     run: Run
     task: Task
@@ -35,6 +39,16 @@ class Prepared:
     facts: Facts
     make_batches: MakeBatches
     start: Start | None = None
+    class_counts: tuple[int, ...] = ()
+
+    def class_weights(self, run: Run) -> tuple[float, ...]:
+        """See `tasks.class_weights`.
+
+        Raises:
+            UsageError: a class that is weighed is none.
+        """
+        asked = run.train.class_weights
+        return class_weights(asked, self.codec.classes, self.class_counts) if asked is not None else ()
 
     def new_model(self, shape: Shape, dropout: float) -> Transformer:
         """A model to train, with what it takes over from the one that the run starts from."""

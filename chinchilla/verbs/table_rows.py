@@ -54,7 +54,8 @@ def _prepare(run: Run, split: TableSplit, task: Task, test: tuple[Any, ...], tel
     codec = TableClasses(columns, classes)
     noise = table_noise(run.noise, split.train.source, len(columns.numbers))
     train = replace(split.train, noise=noise)
-    return Prepared(run, task, codec, train, split.valid, test, stem.num_positions, facts, make)
+    counts, positions = classes.counts(train.labels), stem.num_positions
+    return Prepared(run, task, codec, train, split.valid, test, positions, facts, make, class_counts=counts)
 
 
 CLASSIFY_TABLE = Kind(

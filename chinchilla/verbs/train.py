@@ -16,8 +16,9 @@ from chinchilla.config.adapter import Adapter
 from chinchilla.config.errors import StoppedError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.load import Loaded
-from chinchilla.config.plan import Plan
+from chinchilla.config.plan import OptimizerKind, Plan
 from chinchilla.config.run import Run
+from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count, show_time
 from chinchilla.models.adapt import merge_
 from chinchilla.models.adapter_files import write_adapter
@@ -99,7 +100,9 @@ def begin(
         FaultError, StoppedError: as `train`.
     """
     run = loaded.run
-    require_room(run.runs, _disk_bytes(made), f"{made.training.keep_checkpoints + 1} checkpoints and the model")
+    training = made.training
+    needed = disk_bytes(made.shape, training.optimizer, training.ema_decay > 0, training.keep_checkpoints)
+    require_room(run.runs, needed, f"{training.keep_checkpoints + 1} checkpoints and the model")
     on_plan(made)
     # From here on a signal leaves a run folder that can be resumed; until now it left none.
     with StopSignals() as stop:
@@ -114,11 +117,10 @@ def begin(
             return _carry_out(folder, made, prepared, progress, None, stop)
 
 
-def _disk_bytes(made: Plan) -> int:
-    """What the run needs on the disk at most: one checkpoint more than are kept, and the model."""
-    training = made.training
-    held = state(made.shape, training.optimizer, training.ema_decay > 0)
-    return (training.keep_checkpoints + 1) * (held.total - held.gradients) + held.weights
+def disk_bytes(shape: Shape, optimizer: OptimizerKind, ema: bool, keep: int) -> int:
+    """What a run needs on the disk at most: one checkpoint more than the `keep` that are kept, and the model."""
+    held = state(shape, optimizer, ema)
+    return (keep + 1) * (held.total - held.gradients) + held.weights
 
 
 def resume(path: Path, progress: Progress) -> TrainResult:
@@ -134,7 +136,7 @@ def resume(path: Path, progress: Progress) -> TrainResult:
         loaded, made = folder.read_run(), folder.read_plan()
         torch.set_num_threads(made.training.threads)
         keep_freed_memory()
-        prepared = prepare(_with_tokenizer(folder, loaded), progress.stage)
+        prepared = prepare(with_tokenizer(folder, loaded), progress.stage)
 
         def damaged(where: Path, why: str) -> None:
             folder.log_event("damaged", path=str(where), why=why)
@@ -159,10 +161,10 @@ def rebuild(folder: RunFolder) -> Trainer:
     loaded, made = folder.read_run(), folder.read_plan()
     torch.set_num_threads(made.training.threads)
     keep_freed_memory()
-    return _trainer(folder, made, prepare(_with_tokenizer(folder, loaded)), Silent(), [])
+    return _trainer(folder, made, prepare(with_tokenizer(folder, loaded)), Silent(), [])
 
 
-def _with_tokenizer(folder: RunFolder, loaded: Loaded) -> Run:
+def with_tokenizer(folder: RunFolder, loaded: Loaded) -> Run:
     """The run with the tokenizer it began with, so that a changed library cannot change the ids."""
     kept = folder.path / "tokenizer.json"
     run = loaded.run
@@ -221,10 +223,11 @@ def _carry_out(
 
 
 def _finished(folder: RunFolder, model: Transformer, adapter: Adapter | None) -> Transformer:
-    """The model as it answers. An adapter is kept alone, and made part of the weights."""
+    """The model as it answers. An adapter is kept alone, and made part of the weights; a bottleneck stays in place."""
     if adapter is not None:
         write_adapter(folder.path / "adapter", model)
-        merge_(model)
+        if adapter.kind != "bottleneck":
+            merge_(model)
     return model.eval()
 
 

@@ -14,10 +14,12 @@ from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_bytes, show_time
 from chinchilla.data.tokenizer import Specials, Tokenizer
 from chinchilla.models.adapt import adapt_
+from chinchilla.models.bottleneck import describe
 from chinchilla.models.hub import MODEL_TYPE, Loaded, read_model
 from chinchilla.models.quantized import is_quantized
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.bounds import Bound
+from chinchilla.planning.count import parameters
 from chinchilla.planning.search import Facts
 
 
@@ -92,19 +94,6 @@ class Start:
                 )
 
 
-def refuse_unmergeable(adapter: Adapter | None) -> None:
-    """Stop where a run's model folder could not hold what it trains.
-
-    Raises:
-        UsageError: the adapter cannot be made part of the weights.
-    """
-    if adapter is not None and adapter.kind == "bottleneck":
-        raise UsageError(
-            "adapter.kind: a bottleneck cannot be merged into the model that a run writes; use lora or adalora "
-            "(chinchilla.models.adapt trains bottlenecks from Python)"
-        )
-
-
 def specials_in(tokenizer_json: str, shape: Shape) -> Specials:
     """The ids of a foreign tokenizer's special tokens, by their usual names; those that it lacks are the shape's."""
     added = json.loads(tokenizer_json).get("added_tokens") or ()
@@ -125,13 +114,18 @@ def read_start(path: Path) -> Start:
     """Open the model of a run folder, or a model folder of a known family.
 
     Raises:
-        UsageError: there is no model, or a compressed one.
+        UsageError: there is no model, or one that is compressed or has bottleneck adapters.
         FaultError: it is damaged.
     """
     folder = path / "model" if (path / "model").is_dir() else path
     loaded = read_model(folder)
     if is_quantized(loaded.model):
         raise UsageError(f"model.start {path}: is compressed, and cannot be trained; start from the run it was made of")
+    if describe(loaded.model):
+        raise UsageError(
+            f"model.start {path}: has bottleneck adapters, for which a new model has no place; start from the model "
+            "that they were trained beside"
+        )
     return Start(path, loaded)
 
 
@@ -167,8 +161,12 @@ def new_model(shape: Shape, dropout: float, start: Start | None, adapter: Adapte
         for name, tensor in taken.items():
             own[name].copy_(tensor)
     if adapter is not None:
-        # A head that is new has to learn, whatever is frozen.
-        new_head = any(name.startswith("head.") and name not in taken for name in own)
-        also = tuple(dict.fromkeys((*adapter.also, "head"))) if new_head else adapter.also
-        adapt_(model, adapter.model_copy(update={"also": also}))
+        adapt_(model, with_new_head(adapter, start, shape))
     return model
+
+
+def with_new_head(adapter: Adapter, start: Start | None, shape: Shape) -> Adapter:
+    """The adapter, which also trains the head where that is new: it has to learn, whatever is frozen."""
+    taken = {} if start is None else fitting(start, shape)
+    new = any(name.startswith("head.") and name not in taken for name in parameters(shape))
+    return adapter.model_copy(update={"also": tuple(dict.fromkeys((*adapter.also, "head")))}) if new else adapter

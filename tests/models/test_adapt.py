@@ -13,7 +13,8 @@ from chinchilla.config.adapter import Adapter
 from chinchilla.config.errors import UsageError
 from chinchilla.config.shape import Shape
 from chinchilla.models import quantized
-from chinchilla.models.adapt import AdaLora, Bottleneck, Lora, adapt_, adapted, adapter_tensors, merge_
+from chinchilla.models.adapt import AdaLora, Lora, adapt_, adapted, adapter_tensors, merge_
+from chinchilla.models.bottleneck import Bottleneck
 from chinchilla.models.cache import KVCache
 from chinchilla.models.transformer import Transformer
 

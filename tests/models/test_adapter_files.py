@@ -203,7 +203,7 @@ def test_what_has_no_place_is_not_written(tmp_path):
         write_adapter(tmp_path / "a", trained(shape={"num_encoder_layers": 0}), family="llama")
     with pytest.raises(UsageError, match="no place in a llama"):
         write_adapter(tmp_path / "a", trained("bottleneck", LLAMA), family="llama")
-    with pytest.raises(UsageError, match="no place for an adapter"):
+    with pytest.raises(UsageError, match="no place for this adapter"):
         write_model(tmp_path / "m", trained())
     assert not list(tmp_path.iterdir())
 

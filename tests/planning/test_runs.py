@@ -123,7 +123,7 @@ def make_plan(num_params, vocab_size=1000):
     rate = MatmulRate(m=64, k=64, n=64, precision="fp32", flops_per_s=1e10)
     machine = {"name": "ours", "device": "cpu", "threads": 1, "memory_bytes": 1 << 33, "torch_version": "2.13"}
     machine |= {"measured_at": "2026-01-01", "noise": 0.1, "bytes_per_s": 1e10, "op_overhead_s": 1e-6}
-    training = dict.fromkeys(Training.model_fields, 1) | {"optimizer": "muon", "schedule": "wsd"}
+    training = dict.fromkeys(Training.model_fields, 1) | {"optimizer": "muon", "schedule": "wsd", "class_weights": ()}
     return Plan(
         task="generate",
         shape=Shape(

@@ -53,6 +53,23 @@ def test_the_loss_is_the_summed_cross_entropy_of_the_labels(smoothing):
     assert loss.total.requires_grad and not loss.plain.requires_grad
 
 
+def test_classes_weigh_and_the_loss_is_focal_where_asked_and_is_told_plain():
+    model = make_model(num_decoder_layers=0, num_classes=3)
+    source, labels = torch.randint(4, 200, (8, 5)), torch.full((8, 5), -100)
+    labels[:, 0] = torch.arange(8) % 3
+    batch = {"source": source, "labels": labels}
+    logits, truth = model.logits(model(source).hidden[:, 0]), labels[:, 0]
+    plain = F.cross_entropy(logits, truth, reduction="sum")
+    weighted = token_objective(model, batch, Objective(class_weights=(0.5, 1.0, 3.0)))
+    expected = F.cross_entropy(logits, truth, torch.tensor([0.5, 1.0, 3.0]), reduction="sum")
+    torch.testing.assert_close(weighted.total, expected, rtol=1e-5, atol=1e-4)
+    focal = token_objective(model, batch, Objective(focal_gamma=2.0))
+    each = F.cross_entropy(logits, truth, reduction="none")
+    torch.testing.assert_close(focal.total, ((1 - torch.exp(-each)) ** 2 * each).sum(), rtol=1e-4, atol=1e-5)
+    for loss in (weighted, focal):
+        torch.testing.assert_close(loss.plain, plain, rtol=1e-5, atol=1e-4)
+
+
 def test_what_has_no_label_changes_no_loss():
     model, batch = make_model(), make_batch()
     before = token_objective(model, batch, Objective()).total

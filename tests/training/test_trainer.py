@@ -87,6 +87,33 @@ def test_the_gradients_are_those_of_the_mean_cross_entropy(tmp_path):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("gamma", "smoothing"), [(0.0, 0.0), (0.0, 0.1), (2.0, 0.0)])
+def test_a_weighted_step_is_a_mean_over_its_labels_however_they_fall(tmp_path, gamma, smoothing):
+    """Weights do not enter the divisor: they are 1 on average over the data, not over a step's few labels."""
+    halves = micro_batches(11, 2)
+    weights = tuple(0.2 + 0.1 * place for place in range(40))
+    settings: dict[str, Any] = {"clip_norm": 0.0, "class_weights": weights, "focal_gamma": gamma}
+    trainer = make_trainer(
+        tmp_path, batches=Given(*halves), accumulation=2, threads=2, label_smoothing=smoothing, **settings
+    )
+    model, total = trainer.model, torch.zeros(())
+    for half in halves:
+        hidden = model(
+            half["source"],
+            half["target"],
+            source_segments=half["source_segments"],
+            target_segments=half["target_segments"],
+        ).hidden
+        labels = half["labels"].flatten()
+        logits = model.logits(hidden).flatten(0, 1)
+        each = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none", label_smoothing=smoothing)
+        focus = (1 - torch.exp(-each)) ** gamma
+        total = total + (each * focus * torch.tensor(weights)[labels.clamp_min(0)]).sum()
+    expected = torch.autograd.grad(total / 13, list(model.parameters()))
+    for one, other in zip(gradients_of_a_step(trainer), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_gradients_are_clipped_to_the_norm(tmp_path):
     rest = {"batches": Given(*micro_batches(7))}
     free = gradients_of_a_step(make_trainer(tmp_path / "a", clip_norm=0.0, **rest))

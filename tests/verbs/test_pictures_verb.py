@@ -35,7 +35,7 @@ def run_of(folder, **changes):
 
 
 def training(batch, **changes):
-    rest = dict.fromkeys(Training.model_fields, 0)
+    rest = dict.fromkeys(Training.model_fields, 0) | {"class_weights": ()}
     kinds = {"optimizer": "muon", "schedule": "wsd", "precision": "fp32", "compile": False, "accumulation": 1}
     return Training(**rest | kinds | {"batch_tokens": batch, "seed": 0} | changes)
 

@@ -55,7 +55,7 @@ def translate_run(folder: Path, **changes: Any) -> Run:
 
 def make_training(batch_tokens: int, accumulation: int = 1, seed: int = 0) -> Training:
     """Only these settings matter here."""
-    rest = dict.fromkeys(Training.model_fields, 0)
+    rest = dict.fromkeys(Training.model_fields, 0) | {"class_weights": ()}
     kinds = {"optimizer": "adamw", "schedule": "wsd", "precision": "fp32", "compile": False}
     return Training(
         **rest | kinds | {"batch_tokens": batch_tokens, "accumulation": accumulation, "seed": seed, "steps": 9}

@@ -12,7 +12,7 @@ from chinchilla.models.hub import write_model
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.search import Facts
 from chinchilla.training.trained import trained
-from chinchilla.verbs.transfer import fitting, new_model, read_start, refuse_unmergeable, told
+from chinchilla.verbs.transfer import fitting, new_model, read_start, told
 
 TEXTS = ["the cat sat on the mat", "a moon is a stone", "larger than the cat"] * 5
 
@@ -72,8 +72,6 @@ def test_what_cannot_be_started_from_is_refused_with_the_mend(folder):
     start = read_start(folder)
     with pytest.raises(UsageError, match=r"takes 48 positions, and the data's rows have 64; set model\.max_len=48"):
         start.shape_for(facts("translate", max_len=64))
-    with pytest.raises(UsageError, match="a bottleneck cannot be merged"):
-        refuse_unmergeable(Adapter(kind="bottleneck"))
 
 
 def test_with_an_adapter_little_is_trained(folder):

@@ -68,6 +68,7 @@ def example_work(flops: float, micro_batches: int = 1) -> Work:
         precision="fp32",
         layer_shares=(1 / NUM_LAYERS,) * NUM_LAYERS,
         boundary_bytes=4 * DIM * tokens,
+        layer_exchanges=((4 * DIM * tokens,) * 4,) * NUM_LAYERS,
         state_bytes=state,
         saved_bytes=saved,
         peak_bytes=state + saved,

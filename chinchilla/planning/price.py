@@ -1,9 +1,10 @@
 """What a layout costs: time by compute and communication, memory, money, energy."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from chinchilla.config.cluster import Node
@@ -33,9 +34,6 @@ BUCKET_BYTES = 25 * 2**20
 
 OUTER_BYTES = 8
 """Bytes a parameter that local steps add: the weights of the last exchange, the outer momentum."""
-
-TENSOR_EXCHANGES = 4
-"""All-reduces of a layer under tensor parallelism: two forward, two backward (Shoeybi 2019)."""
 
 
 class Layout(Frozen):
@@ -149,10 +147,10 @@ def _time(layout: Layout, work: Work, network: Network) -> _Time:
 def _compute(layout: Layout, work: Work, network: Network) -> list[float]:
     """Seconds that each node computes: its FLOPs or its reading of the weights, and its devices' exchanges."""
     times = []
-    for name, share in zip(layout.nodes, layout.shares, strict=True):
+    for index, (name, share) in enumerate(zip(layout.nodes, layout.shares, strict=True)):
         node = network.cluster.find(name)
         flops_s = share * work.flops / node_rate(node, work, layout.inside)
-        exchange_s = _tensor_exchange(node, share, layout, work, network)
+        exchange_s = _tensor_exchange(node, index, layout, work, network)
         times.append(max(flops_s, _reading(node, share, layout, work)) + exchange_s)
     return times
 
@@ -172,16 +170,25 @@ def _reading(node: Node, share: float, layout: Layout, work: Work) -> float:
     return _rounds(layout, work, share) * traffic / node.bytes_per_s
 
 
-def _tensor_exchange(node: Node, share: float, layout: Layout, work: Work, network: Network) -> float:
+def _tensor_exchange(node: Node, index: int, layout: Layout, work: Work, network: Network) -> float:
     """Seconds of tensor parallelism's all-reduces in a step, which nothing hides."""
     if layout.inside != "tensor":
         return 0.0
     micro_batches = max(work.micro_batches, layout.micro_batches)
-    layers, piece = work.num_layers, work.boundary_bytes / micro_batches
+    layers, part = work.layer_exchanges, layout.shares[index] / micro_batches
     if layout.kind == "pipeline":
-        layers, share = round(share * layers), 1.0
-    exchange_s = network.all_reduce_inside(node.name, node.devices, piece * share)
-    return TENSOR_EXCHANGES * layers * micro_batches * exchange_s
+        layers, part = layers[_stage(layout, work, index)], 1 / micro_batches
+    sizes = Counter(size for layer in layers for size in layer)
+    times = (count * network.all_reduce_inside(node.name, node.devices, part * size) for size, count in sizes.items())
+    return micro_batches * sum(times)
+
+
+def _stage(layout: Layout, work: Work, index: int) -> slice:
+    """The layers of a pipeline's stage: the cut is where the shares of the FLOPs add up to the stages' before it."""
+    ends = [0.0, *accumulate(work.layer_shares)]
+    cuts = [sum(layout.shares[:stages]) for stages in (index, index + 1)]
+    first, last = (min(range(len(ends)), key=lambda layer: abs(ends[layer] - cut)) for cut in cuts)
+    return slice(first, last)
 
 
 def _data_parallel(layout: Layout, work: Work, network: Network) -> _Time:

@@ -8,7 +8,7 @@ from chinchilla.config.machine import Precision
 from chinchilla.config.plan import Training
 from chinchilla.config.shape import Shape
 from chinchilla.planning.activations import BYTES, FP32
-from chinchilla.planning.count import Batch, flops, num_params, products
+from chinchilla.planning.count import Batch, flops, has_cross, num_params, products
 from chinchilla.planning.memory import memory
 
 
@@ -17,7 +17,8 @@ class Work:
     """One optimizer step, as the planner of layouts sees it.
 
     `layer_shares` are each layer's share of the FLOPs, in order, and sum to 1; `boundary_bytes` the activations that
-    cross a cut between two layers in a whole step; `saved_bytes` those kept for the backward pass of one of the
+    cross a cut between two layers in a whole step; `layer_exchanges` the sizes of each layer's all-reduces in a whole
+    step under tensor parallelism; `saved_bytes` the activations kept for the backward pass of one of the
     `micro_batches`; `state_bytes` what lives all through training; `peak_bytes` the most at one time on one device.
     `rows` is the number of examples that a step can be divided into; None: any share will do. `efficiency` is the
     share of a node's FLOP/s that training reaches, `source` and `spread` what a time rests on and how sure it is.
@@ -28,6 +29,7 @@ class Work:
     precision: Precision
     layer_shares: tuple[float, ...]
     boundary_bytes: float
+    layer_exchanges: tuple[tuple[float, ...], ...]
     state_bytes: float
     saved_bytes: float
     peak_bytes: float
@@ -61,13 +63,14 @@ def step_work(shape: Shape, batch: Batch, training: Training, efficiency: float,
         accumulation=training.accumulation,
         recompute=training.recompute,
     )
-    rows = batch.source_rows + batch.target_rows
+    number_bytes = training.accumulation * BYTES[training.precision]
     return Work(
         flops=training.accumulation * flops(shape, batch).step,
         num_params=num_params(shape),
         precision=training.precision,
-        layer_shares=_layer_shares(shape, batch),
-        boundary_bytes=training.accumulation * BYTES[training.precision] * rows * shape.dim,
+        layer_shares=layer_shares(shape, batch),
+        boundary_bytes=number_bytes * (batch.source_rows + batch.target_rows) * shape.dim,
+        layer_exchanges=layer_exchanges(shape, batch, number_bytes),
         state_bytes=held.state.total,
         saved_bytes=held.saved,
         peak_bytes=held.peak,
@@ -79,11 +82,28 @@ def step_work(shape: Shape, batch: Batch, training: Training, efficiency: float,
     )
 
 
-def _layer_shares(shape: Shape, batch: Batch) -> tuple[float, ...]:
-    """Each layer's share of the FLOPs in order of execution; what belongs to no layer goes with the last one."""
+def layer_exchanges(shape: Shape, batch: Batch, number_bytes: int) -> tuple[tuple[float, ...], ...]:
+    """Sizes of each layer's all-reduces under tensor parallelism (Shoeybi 2019, §3), in order of execution.
+
+    Each of a layer's blocks adds up its output going forward, and the gradient of its input going backward. A
+    cross-attention reads two inputs: its gradient of the encoder's output is added up too.
+    """
+    source, target = (float(number_bytes * rows * shape.dim) for rows in (batch.source_rows, batch.target_rows))
+    encoder = (source,) * 4
+    decoder = (*(target,) * 6, source) if has_cross(shape) else (target,) * 4
+    return (encoder,) * shape.num_encoder_layers + (decoder,) * shape.num_decoder_layers
+
+
+def layer_shares(shape: Shape, batch: Batch) -> tuple[float, ...]:
+    """Each layer's share of the FLOPs in order of execution; what belongs to no layer goes with the one before it.
+
+    A stem, before which there is none, goes with the first.
+    """
     totals: Counter[str] = Counter()
     for product in products(shape, batch):
         side, _, rest = product.name.partition(".layers.")
         last = next(reversed(totals), "")
         totals[f"{side}.{rest.split('.')[0]}" if rest else last] += product.flops
+    stem = totals.pop("", 0)
+    totals[next(iter(totals))] += stem
     return tuple(size / totals.total() for size in totals.values())

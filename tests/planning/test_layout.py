@@ -11,7 +11,7 @@ from chinchilla.config.cluster import Cluster, Link, Node
 from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.plan import Training
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape
 from chinchilla.planning.count import Batch, flops, num_params
 from chinchilla.planning.layout import (
     MARGIN,
@@ -24,7 +24,7 @@ from chinchilla.planning.layout import (
 from chinchilla.planning.memory import memory
 from chinchilla.planning.network import Network, pipeline_bubble
 from chinchilla.planning.price import Layout, price
-from chinchilla.planning.work import Work, step_work
+from chinchilla.planning.work import Work, layer_exchanges, layer_shares, step_work
 from chinchilla.reporting.layout_tables import layout_table
 from chinchilla.reporting.tables import plain
 
@@ -52,6 +52,7 @@ def work(**changes: object) -> Work:
         precision="fp32",
         layer_shares=(1 / 12,) * 12,
         boundary_bytes=4e8,
+        layer_exchanges=((4e8,) * 4,) * 12,
         state_bytes=1.6e9,
         saved_bytes=4e9,
         peak_bytes=6e9,
@@ -266,6 +267,39 @@ def test_devices_of_a_node_divide_work_and_memory() -> None:
     assert found.recommended.step_time_s.p50 == pytest.approx(1e14 / 8e13 + exchanges)
 
 
+def test_each_layer_exchanges_its_own_sides_activations() -> None:
+    """Counted by hand as Megatron's column and row parallel products do it: a block adds up once each way."""
+    shape = Shape(
+        vocab_size=64, dim=8, num_heads=2, num_kv_heads=2, head_dim=4, ffn_dim=32, num_encoder_layers=1,
+        num_decoder_layers=2,
+    )  # fmt: skip
+    batch = Batch(2, source_len=5, target_len=3)
+    source, target = 4.0 * 10 * 8, 4.0 * 6 * 8
+    # Attention and feed-forward, forward and back; across: its output, its queries' gradient, and the source's.
+    decoder = (*[target] * 4, target, target, source)
+    found = layer_exchanges(shape, batch, 4)
+    assert [sorted(layer) for layer in found] == [[source] * 4, sorted(decoder), sorted(decoder)]
+    alone = shape.model_copy(update={"num_encoder_layers": 0})
+    assert layer_exchanges(alone, Batch(2, target_len=3), 2) == ((target / 2,) * 4,) * 2
+
+
+def test_a_stage_of_several_devices_exchanges_its_own_layers_alone() -> None:
+    """Two encoder layers on one node, two decoder layers of half the rows on the other, each on two devices."""
+    nodes = tuple(
+        Node(name=name, devices=2, flops_per_s={"fp32": 1e13}, memory_bytes=64 * GB, bytes_per_s=1e15) for name in "ab"
+    )
+    links = [Link(between=(n, n), bytes_per_s=1e9, latency_s=0) for n in "ab"]
+    links += [Link(between=("a", "b"), bytes_per_s=1e20, latency_s=0)]
+    net = Network(Cluster(node=nodes, link=tuple(links)))
+    step = work(
+        flops=4e13, layer_shares=(0.25,) * 4, layer_exchanges=((8e8,) * 4,) * 2 + ((4e8,) * 6 + (8e8,),) * 2
+    )  # fmt: skip
+    layout = Layout(kind="pipeline", nodes=("a", "b"), shares=(0.5, 0.5), inside="tensor", micro_batches=2)
+    found = price(layout, step, net)
+    encoder_s, decoder_s = 1 + 2 * 4 * 0.8, 1 + 2 * (6 * 0.4 + 0.8)
+    assert found.compute_s.p50 == pytest.approx((encoder_s + decoder_s) / 2 + encoder_s / 2)
+
+
 def test_compression_and_rare_exchanges_divide_what_travels() -> None:
     net = network([1e12, 1e12], bytes_per_s=1e6, latency_s=0.0)
     halves = {"nodes": ("a", "b"), "shares": (0.5, 0.5)}
@@ -304,6 +338,18 @@ def test_work_is_counted_from_the_shape() -> None:
     assert (found.rows, found.micro_batches, found.num_layers) == (32, 2, 6)
     assert sum(found.layer_shares) == pytest.approx(1)
     assert found.layer_shares[0] < found.layer_shares[3] < found.layer_shares[-1]  # cross-attention, then the head
+
+
+def test_a_stem_belongs_to_the_first_layer() -> None:
+    stem = ImageStem(height=32, width=32, channels=3, patch=8)
+    shape = Shape(
+        vocab_size=8, dim=64, num_heads=2, num_kv_heads=2, head_dim=32, ffn_dim=256, num_encoder_layers=3, max_len=17,
+        num_classes=10, stem=stem,
+    )  # fmt: skip
+    shares = layer_shares(shape, Batch(4, source_len=17, labelled=4))
+    assert len(shares) == 3
+    assert sum(shares) == pytest.approx(1)
+    assert shares[0] > shares[1]
 
 
 def test_the_table_says_what_is_recommended_and_what_runs_today() -> None:

@@ -72,6 +72,7 @@ def example_work(flops: float, micro_batches: int = 1) -> Work:
         state_bytes=state,
         saved_bytes=saved,
         peak_bytes=state + saved,
+        buckets=(4 * NUM_PARAMS,),
         micro_batches=micro_batches,
     )
 

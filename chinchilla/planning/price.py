@@ -13,6 +13,7 @@ from chinchilla.config.estimate import Estimate
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Precision
 from chinchilla.planning.activations import BYTES, FP32
+from chinchilla.planning.exchange_memory import BUCKET_BYTES, exchange_bytes
 from chinchilla.planning.network import Network, overlapped_step
 from chinchilla.planning.work import Work
 
@@ -28,9 +29,6 @@ BACKWARD_SHARE = 2 / 3
 
 WEIGHT_READS = 3
 """Times that a micro-batch reads the weights: forward, and for the gradients of inputs and of weights."""
-
-BUCKET_BYTES = 25 * 2**20
-"""Gradients that travel together: `bucket_cap_mb` of torch's DistributedDataParallel."""
 
 OUTER_BYTES = 8
 """Bytes a parameter that local steps add: the weights of the last exchange, the outer momentum."""
@@ -240,7 +238,7 @@ def _memory(layout: Layout, work: Work, node: Node, index: int) -> float:
     """Bytes on one device of a node.
 
     A node whose share is less than a micro-batch saves that much less. A stage holds its share of the state and, for
-    all micro-batches at once (GPipe), of the saved activations.
+    all micro-batches at once (GPipe), of the saved activations. Where gradients are exchanged they are in buckets too.
     """
     transient = work.peak_bytes - work.state_bytes - work.saved_bytes
     whole = min(1.0, layout.shares[index] * work.micro_batches)
@@ -250,4 +248,6 @@ def _memory(layout: Layout, work: Work, node: Node, index: int) -> float:
         needs = layout.shares[index] * held + max(transient, 0.0)
     if layout.kind == "local steps":
         needs += OUTER_BYTES * work.num_params
+    processes = len(layout.nodes) if layout.kind == "data parallel" else 1
+    needs += exchange_bytes(work.buckets, processes * (node.devices if layout.inside == "data" else 1))
     return needs / node.devices if layout.inside == "tensor" else needs

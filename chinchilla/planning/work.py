@@ -9,6 +9,7 @@ from chinchilla.config.plan import Training
 from chinchilla.config.shape import Shape
 from chinchilla.planning.activations import BYTES, FP32
 from chinchilla.planning.count import Batch, flops, has_cross, num_params, products
+from chinchilla.planning.exchange_memory import gradient_buckets
 from chinchilla.planning.memory import memory
 
 
@@ -19,7 +20,8 @@ class Work:
     `layer_shares` are each layer's share of the FLOPs, in order, and sum to 1; `boundary_bytes` the activations that
     cross a cut between two layers in a whole step; `layer_exchanges` the sizes of each layer's all-reduces in a whole
     step under tensor parallelism; `saved_bytes` the activations kept for the backward pass of one of the
-    `micro_batches`; `state_bytes` what lives all through training; `peak_bytes` the most at one time on one device.
+    `micro_batches`; `state_bytes` what lives all through training; `peak_bytes` the most at one time on one device, to
+    which data parallelism adds `buckets` of gradients (`exchange_memory`).
     `rows` is the number of examples that a step can be divided into; None: any share will do. `efficiency` is the
     share of a node's FLOP/s that training reaches, `source` and `spread` what a time rests on and how sure it is.
     """
@@ -33,6 +35,7 @@ class Work:
     state_bytes: float
     saved_bytes: float
     peak_bytes: float
+    buckets: tuple[int, ...]
     rows: int | None = None
     micro_batches: int = 1
     efficiency: float = 1.0
@@ -74,6 +77,7 @@ def step_work(shape: Shape, batch: Batch, training: Training, efficiency: float,
         state_bytes=held.state.total,
         saved_bytes=held.saved,
         peak_bytes=held.peak,
+        buckets=tuple(gradient_buckets(shape)),
         rows=training.accumulation * batch.size,
         micro_batches=training.accumulation,
         efficiency=efficiency,

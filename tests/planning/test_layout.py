@@ -56,6 +56,7 @@ def work(**changes: object) -> Work:
         state_bytes=1.6e9,
         saved_bytes=4e9,
         peak_bytes=6e9,
+        buckets=(4 * 10**8,),
     )
     return replace(plain_step, **changes)
 
@@ -309,6 +310,23 @@ def test_compression_and_rare_exchanges_divide_what_travels() -> None:
     assert often.exposed_s.p50 == pytest.approx(4e8 / 1e6 / 10)
     assert rare.exposed_s.p50 == pytest.approx(often.exposed_s.p50 / 200 + coding_s)
     assert rare.memory_bytes.p50 == pytest.approx(work().peak_bytes - 0.5 * work().saved_bytes + 8e8)
+
+
+def test_those_that_exchange_gradients_hold_them_in_buckets_too() -> None:
+    def memory_bytes(net: Network, **layout: object) -> float:
+        return price(Layout(**{"shares": (0.5, 0.5), "nodes": ("a", "b")} | layout), work(), net).memory_bytes.p50
+
+    step, net = work(), network([1e12, 1e12])
+    half = step.peak_bytes - 0.5 * step.saved_bytes
+    ring = 2 * 2**20  # of the one bucket, two segments
+    assert memory_bytes(net, kind="data parallel") == pytest.approx(half + 4e8 + ring, abs=1e4)
+    assert memory_bytes(net, kind="local steps", sync_every=10) == pytest.approx(half + 8e8)
+    assert memory_bytes(net, kind="one node", nodes=("a",), shares=(1.0,)) == step.peak_bytes
+    several = Node(name="a", devices=4, flops_per_s={"fp32": 1e13}, memory_bytes=GB, bytes_per_s=1e12)
+    inside = Network(Cluster(node=(several,), link=(Link(between=("a", "a"), bytes_per_s=1e11, latency_s=0),)))
+    one = {"kind": "one node", "nodes": ("a",), "shares": (1.0,)}
+    assert memory_bytes(inside, inside="data", **one) > step.peak_bytes + 4e8
+    assert memory_bytes(inside, inside="tensor", **one) == pytest.approx(step.peak_bytes / 4)
 
 
 def test_only_the_last_micro_batch_hides_the_exchange() -> None:

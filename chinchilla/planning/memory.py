@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from chinchilla.config.adapter import Adapter
 from chinchilla.config.machine import Precision
 from chinchilla.config.plan import OptimizerKind
 from chinchilla.config.shape import ImageStem, Shape
 from chinchilla.planning.activations import BYTES, FP32, Part, parts
-from chinchilla.planning.count import Batch, parameters
+from chinchilla.planning.adapters import added_params, trained_parameters
+from chinchilla.planning.count import Batch, num_params, parameters
 
 PIECE_TOKENS = 1024
 """Positions whose logits exist at one time: `models.head.PIECE_TOKENS`."""
@@ -27,7 +29,8 @@ class State:
     """Bytes that live through the whole of training; gradients from the first backward pass on.
 
     `copies` are the weights that did best on the validation data, and their running average where there is one.
-    `tables` are computed, not trained: sinusoidal positions.
+    `tables` are computed, not trained: sinusoidal positions. `frozen` is the part of `weights` that is not trained
+    either, because an adapter is: checkpoints are without it.
     """
 
     weights: int
@@ -35,11 +38,17 @@ class State:
     optimizer: int
     copies: int
     tables: int = 0
+    frozen: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
         return self.weights + self.gradients + self.optimizer + self.copies + self.tables
+
+    @property
+    def saved(self) -> int:
+        """What a checkpoint holds of it."""
+        return self.weights - self.frozen + self.optimizer + self.copies
 
 
 @dataclass(frozen=True)
@@ -57,21 +66,24 @@ class Memory:
     phases: dict[str, int]
 
 
-def state(shape: Shape, optimizer: OptimizerKind, ema: bool) -> State:
+def state(shape: Shape, optimizer: OptimizerKind, ema: bool, adapter: Adapter | None = None) -> State:
     """Weights, gradients, optimizer state and copies of the weights, exactly as PyTorch holds them, in fp32.
 
     AdamW keeps two moments and a step count a tensor; Muon one momentum for each matrix, and AdamW does the rest.
+    Where an adapter is trained, only the weights are of the whole model.
     """
-    tensors = parameters(shape)
+    tensors = parameters(shape) if adapter is None else trained_parameters(shape, adapter)
     numbers = sum(map(prod, tensors.values()))
+    weights = numbers if adapter is None else num_params(shape) + added_params(shape, adapter)
     muon = [prod(sizes) for name, sizes in tensors.items() if optimizer == "muon" and takes_muon(name, sizes)]
     adamw = 2 * (numbers - sum(muon)) + len(tensors) - len(muon)
     return State(
-        weights=FP32 * numbers,
+        weights=FP32 * weights,
         gradients=FP32 * numbers,
         optimizer=FP32 * (adamw + sum(muon)),
         copies=FP32 * numbers * (2 if ema else 1),
         tables=FP32 * shape.max_len * shape.dim if shape.position == "sinusoidal" else 0,
+        frozen=FP32 * (weights - numbers),
     )
 
 
@@ -92,6 +104,7 @@ def memory(
     accumulation: int = 1,
     recompute: bool = False,
     workers: int = 1,
+    adapter: Adapter | None = None,
 ) -> Memory:
     """Tensors of a training step, and their peak over its phases.
 
@@ -100,7 +113,7 @@ def memory(
     `workers` threads each take their share of the `accumulation` micro-batches, all at the same phase at worst. Each
     backward pass makes all gradients anew (`training.workers`), from a worker's second one on beside their sum.
     """
-    held = state(shape, optimizer, ema)
+    held = state(shape, optimizer, ema, adapter)
     work = parts(shape, batch, precision, dropout, drop_path)
     again = _again(shape, batch, precision, work) if recompute else {}
     saved = sum(part.kept for part in work) - sum(again.values()) + _pixels(shape, batch, precision)
@@ -112,7 +125,7 @@ def memory(
     phases |= {name: base + workers * (summed + size) for name, size in _backward(work, saved, again)}
     phases["sum of gradients"] = base + workers * (held.gradients + summed)
     phases["update"] = held.total + _update(shape, optimizer)
-    phases["validation"] = base + 2 * held.weights
+    phases["validation"] = base + 2 * (held.weights - held.frozen)
     phase = max(phases, key=lambda name: phases[name])
     return Memory(held, saved, logits, phases[phase], phase, phases)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from chinchilla.config.adapter import Adapter
 from chinchilla.config.machine import Precision
 from chinchilla.config.plan import OptimizerKind
 from chinchilla.config.shape import Shape
@@ -27,6 +28,7 @@ class Room:
     drop_path: bool = False
     ema: bool = False
     recompute: bool | None = None
+    adapter: Adapter | None = None
 
     def peak(self, shape: Shape, recompute: bool) -> int:
         """Bytes of tensors at most: a step's, and a checkpoint's copies on their way to the disk."""
@@ -41,8 +43,9 @@ class Room:
             accumulation=self.accumulation,
             recompute=recompute,
             workers=self.workers,
+            adapter=self.adapter,
         )
-        return needs.peak + needs.state.weights + needs.state.optimizer
+        return needs.peak + needs.state.weights - needs.state.frozen + needs.state.optimizer
 
     def way(self, shape: Shape) -> bool | None:
         """Whether activations must be computed again; None where the shape does not fit even so.

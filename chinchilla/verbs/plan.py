@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from chinchilla.config.adapter import Adapter
 from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.machine import Machine
@@ -19,6 +20,7 @@ from chinchilla.config.units import show_bytes, show_count, show_time
 from chinchilla.data.sources import default_cache
 from chinchilla.parallel.measure import cached_measure
 from chinchilla.planning import audit, cost, count, search
+from chinchilla.planning.adapters import added_params, kept_params, trained_params
 from chinchilla.planning.bounds import serving_bytes, told_request
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
@@ -187,7 +189,7 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
         "decay_fraction": 0.4,
         "clip_norm": 1.0,
         "label_smoothing": 0.1 if run.task in SMOOTHED and not fixed.focal_gamma else 0.0,
-        "dropout": 0.1 if epochs > DROPOUT_EPOCHS else 0.0,
+        "dropout": 0.1 if epochs > DROPOUT_EPOCHS and run.adapter is None else 0.0,
         "ema_decay": 0.0,
         "precision": machine.fastest_precision(),
         "compile": False,
@@ -257,7 +259,7 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
     clock_s = None if run.train.steps else run.budget.time
     seen, train_time_s = _course(tokens, _train_time(training, step_s, pauses), step_s, facts.labels, clock_s)
     memory_bytes = _memory(choice, machine)
-    num_params = count.num_params(shape)
+    num_params = count.num_params(shape) + kept_params(shape, run.adapter)
     return Plan(
         task=run.task,
         shape=shape,
@@ -300,9 +302,11 @@ def _pauses(prepared: Prepared, draft: Training, choice: Choice) -> _Pauses:
     """As measured where there was a probe; else a validation's batches take a third of a training step's time."""
     valid_batches = min(VALID_BATCHES, prepared.valid_batches(draft).num_batches(0))
     thought_s = valid_batches * choice.step_time.p50 / draft.accumulation / 3
+    adapter = prepared.adapter_on(choice.shape)
+    saved = count.num_params(choice.shape) if adapter is None else trained_params(choice.shape, adapter)
     return _Pauses(
         eval_s=thought_s if choice.eval_time_s is None else choice.eval_time_s,
-        checkpoint_s=5 * 4 * count.num_params(choice.shape) / WRITE_BYTES_PER_S,
+        checkpoint_s=5 * 4 * saved / WRITE_BYTES_PER_S,
     )
 
 
@@ -389,6 +393,16 @@ def _why(optimizer: OptimizerKind) -> str:
     return "as adapters are trained: Muon was not tried on their thin factors"
 
 
+def _adapter(shape: Shape, adapter: Adapter | None) -> list[tuple[str, str, str, str]]:
+    """The row on how little is trained."""
+    if adapter is None:
+        return []
+    trained = trained_params(shape, adapter)
+    share = trained / (count.num_params(shape) + added_params(shape, adapter))
+    value = f"{adapter.kind} of rank {adapter.rank}, {show_count(trained)} numbers"
+    return [("adapter", value, "", f"{share:.2g} of all; the rest stays as it is")]
+
+
 def _chosen_among(facts: Facts) -> tuple[str, str, str, str]:
     """The row on what the model chooses among."""
     if facts.num_classes:
@@ -430,8 +444,10 @@ def _decisions(
     epochs = f"{tokens / facts.unique_tokens:.3g} epochs of {show_count(facts.unique_tokens)}"
     alike = "examples packed in rows" if facts.packed else "rows without padding"
     often = "the data is seen often" if training.dropout else "too few passes over the data for dropout to pay"
+    often = often if run.adapter is None else "none in what stays as it is; the adapter's own is adapter.dropout"
     recompute = "else memory does not suffice" if training.recompute else "activations fit the memory; a third faster"
     norm = "as the recipe says" if run.model.norm else "LayerNorm's kernel is 4× RMSNorm's on CPUs"
+    norm = norm if prepared.start is None else "that of the model it starts from"
     cut = search.left_out(facts, machine, run.limits, run.model) if choice.probes else ""
     why = "; ".join(filter(None, (choice.reason, cut)))
     answer = f"{show_time(choice.answer_on(machine, facts.request).total_s)}, "
@@ -439,6 +455,7 @@ def _decisions(
     rows = (
         # name, value, key, why
         ("model", f"{layers} layers of {shape.dim}, {show_count(count.num_params(shape))}", "", why),
+        *_adapter(shape, prepared.adapter_on(shape)),
         ("norm", shape.norm, "", norm),
         *_patches(shape),
         _chosen_among(facts),

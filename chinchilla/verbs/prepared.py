@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from chinchilla.config.adapter import Adapter
 from chinchilla.config.plan import Training
 from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
@@ -13,7 +14,7 @@ from chinchilla.models.transformer import Transformer
 from chinchilla.planning.search import Facts
 from chinchilla.tasks.class_weights import class_weights
 from chinchilla.tasks.task import Task
-from chinchilla.verbs.transfer import Start, new_model
+from chinchilla.verbs.transfer import Start, new_model, with_new_head
 
 
 class MakeBatches(Protocol):
@@ -53,6 +54,11 @@ class Prepared:
     def new_model(self, shape: Shape, dropout: float) -> Transformer:
         """A model to train, with what it takes over from the one that the run starts from."""
         return new_model(shape, dropout, self.start, self.run.adapter)
+
+    def adapter_on(self, shape: Shape) -> Adapter | None:
+        """The adapter that is trained on a model of this shape, and what is trained beside it."""
+        adapter = self.run.adapter
+        return None if adapter is None else with_new_head(adapter, self.start, shape)
 
     def batches(self, training: Training) -> Batches:
         """Training micro-batches of `batch_tokens / accumulation` labels."""

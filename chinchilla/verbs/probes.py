@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from chinchilla.config.adapter import Adapter
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.machine import Machine
 from chinchilla.config.plan import Probe, Training
@@ -105,6 +106,7 @@ class _Candidate:
     shape: Shape
     trainer: Trainer
     roofline_s: float
+    adapter: Adapter | None
     curve: list[tuple[float, float]] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     latest_step_s: float = math.inf
@@ -115,7 +117,7 @@ class _Candidate:
     def state(self) -> State:
         """Its weights, their copies and the optimizer's state."""
         training = self.trainer.training
-        return state(self.shape, training.optimizer, training.ema_decay > 0)
+        return state(self.shape, training.optimizer, training.ema_decay > 0, self.adapter)
 
 
 def choose(
@@ -226,6 +228,7 @@ def room_for(run: Run, prepared: Prepared, machine: Machine, draft: Training, pr
         drop_path=draft.drop_path > 0,
         ema=draft.ema_decay > 0,
         recompute=run.train.recompute,
+        adapter=run.adapter,
     )
 
 
@@ -378,7 +381,7 @@ def _candidate(shape: Shape, prepared: Prepared, draft: Training, machine: Machi
         peak_flops_per_s=1.0,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
-    return _Candidate(shape, trainer, roofline.total_s)
+    return _Candidate(shape, trainer, roofline.total_s, prepared.adapter_on(shape))
 
 
 def _run_probe(candidate: _Candidate, time_s: float) -> None:
@@ -394,7 +397,7 @@ def _run_probe(candidate: _Candidate, time_s: float) -> None:
 def _needs(candidate: _Candidate) -> int:
     """Memory of a whole run: its state, what the steps of its last probe took beside it, and a checkpoint's copies."""
     held = candidate.state
-    return 2 * (held.weights + held.optimizer) + held.copies + candidate.working_bytes
+    return 2 * (held.weights + held.optimizer) - held.frozen + held.copies + candidate.working_bytes
 
 
 def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: float) -> Probe:

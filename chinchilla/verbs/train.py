@@ -101,7 +101,8 @@ def begin(
     """
     run = loaded.run
     training = made.training
-    needed = disk_bytes(made.shape, training.optimizer, training.ema_decay > 0, training.keep_checkpoints)
+    adapter, ema = prepared.adapter_on(made.shape), training.ema_decay > 0
+    needed = disk_bytes(made.shape, training.optimizer, ema, training.keep_checkpoints, adapter)
     require_room(run.runs, needed, f"{training.keep_checkpoints + 1} checkpoints and the model")
     on_plan(made)
     # From here on a signal leaves a run folder that can be resumed; until now it left none.
@@ -117,10 +118,10 @@ def begin(
             return _carry_out(folder, made, prepared, progress, None, stop)
 
 
-def disk_bytes(shape: Shape, optimizer: OptimizerKind, ema: bool, keep: int) -> int:
+def disk_bytes(shape: Shape, optimizer: OptimizerKind, ema: bool, keep: int, adapter: Adapter | None = None) -> int:
     """What a run needs on the disk at most: one checkpoint more than the `keep` that are kept, and the model."""
-    held = state(shape, optimizer, ema)
-    return (keep + 1) * (held.total - held.gradients) + held.weights
+    held = state(shape, optimizer, ema, adapter)
+    return (keep + 1) * held.saved + held.weights
 
 
 def resume(path: Path, progress: Progress) -> TrainResult:

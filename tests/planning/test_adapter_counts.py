@@ -1,6 +1,9 @@
 """An adapter's numbers, counted, are those that the real model trains."""
 
+import math
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_count import shapes
@@ -10,7 +13,11 @@ from chinchilla.config.errors import UsageError
 from chinchilla.config.shape import Shape
 from chinchilla.models.adapt import adapt_, adapter_tensors
 from chinchilla.models.transformer import Transformer
-from chinchilla.planning.adapters import trained_params
+from chinchilla.planning.adapters import added_params, kept_params, trained_parameters, trained_params
+from chinchilla.planning.count import Batch, num_params
+from chinchilla.planning.memory import memory, state
+from chinchilla.planning.room import Room
+from chinchilla.training.optimizer import split_parameters
 
 
 @st.composite
@@ -33,7 +40,49 @@ def test_the_count_is_the_models(shape, adapter):
         adapt_(model, adapter)
     except UsageError:
         return
-    assert trained_params(shape, adapter) == sum(tensor.numel() for tensor in adapter_tensors(model).values())
+    trained = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
+    assert trained_parameters(shape, adapter) == trained
+    assert trained_params(shape, adapter) == sum(map(math.prod, trained.values()))
+    assert num_params(shape) + added_params(shape, adapter) == sum(each.numel() for each in model.parameters())
+    assert kept_params(shape, adapter) == (added_params(shape, adapter) if adapter.kind == "bottleneck" else 0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["lora", "adalora", "bottleneck"])
+def test_the_state_is_what_torch_holds(kind, optimizer):
+    adapter = Adapter(kind=kind, rank=2, also=("norms",))
+    shape = SMOLLM.model_copy(
+        update={"vocab_size": 50, "dim": 18, "head_dim": 2, "ffn_dim": 24, "num_decoder_layers": 2}
+    )
+    model = Transformer(shape)
+    adapt_(model, adapter)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    matrices, rest = split_parameters(model)
+    matrices, rest = ([each for each in group if each.requires_grad] for group in (matrices, rest))
+    optimizers = [torch.optim.AdamW(rest if optimizer == "muon" else [*rest, *matrices])]
+    if optimizer == "muon":
+        optimizers.append(torch.optim.Muon(matrices))
+    for each in optimizers:
+        each.step()
+    held = sum(tensor.nbytes for each in optimizers for kept in each.state.values() for tensor in kept.values())
+    counted, whole = state(shape, optimizer, True, adapter), state(shape, optimizer, True)
+    assert counted.optimizer == held
+    assert counted.weights == sum(each.nbytes for each in model.parameters())
+    assert counted.gradients == sum(each.nbytes for each in model.parameters() if each.requires_grad)
+    assert counted.copies == 2 * counted.gradients
+    assert counted.frozen == counted.weights - counted.gradients and whole.frozen == 0
+    assert counted.saved == 3 * counted.gradients + counted.optimizer
+    assert whole.saved == 3 * whole.weights + whole.optimizer
+
+
+def test_an_adapter_needs_less_memory_and_disk_than_the_whole_model():
+    batch = Batch(2, 0, 64)
+    whole, little = (memory(SMOLLM, batch, "fp32", "adamw", adapter=each) for each in (None, Adapter()))
+    assert little.peak < whole.peak - 2 * whole.state.weights
+    room = {"batch": batch, "precision": "fp32", "optimizer": "adamw"}
+    least = Room(0, **room, adapter=Adapter()).peak(SMOLLM, True)
+    assert Room(least, **room, adapter=Adapter()).way(SMOLLM) is not None and Room(least, **room).way(SMOLLM) is None
 
 
 SMOLLM = Shape(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from chinchilla.config.errors import DataError, UsageError
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.run import Data
-from chinchilla.data.rows import MAX_ROW_BYTES, MalformedError, did_you_mean
+from chinchilla.data.rows import MAX_ROW_BYTES, MalformedError, checked_characters, did_you_mean
 
 log = logging.getLogger("chinchilla")
 
@@ -50,7 +50,7 @@ def class_name(value: object, column: str) -> str:
         return str(value).lower()
     if not isinstance(value, str | int | float):
         raise MalformedError(f"column {column}: {type(value).__name__} where a class is needed; write its name")
-    name = str(value).strip()
+    name = checked_characters(str(value).strip(), column)
     if not name or len(name) > MAX_ROW_BYTES:
         raise MalformedError(f"column {column}: no class; fill it in, leave the row out, or set data.invalid=skip")
     whole = _WHOLE.fullmatch(name)

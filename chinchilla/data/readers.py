@@ -18,6 +18,7 @@ from chinchilla.data.rows import (
     OnInvalid,
     Read,
     Record,
+    checked_characters,
     csv_record,
     csv_records,
     decode,
@@ -151,11 +152,7 @@ def checked_text(text: object, column: str) -> str:
         raise MalformedError(f"column {column}: {type(text).__name__} where text is needed; write it as text")
     if not text.strip():
         raise MalformedError(f"column {column}: empty; leave the row out, or set data.invalid=skip")
-    try:
-        size_bytes = len(text.encode())
-    except UnicodeEncodeError:
-        raise MalformedError(f"column {column}: half a surrogate pair is no character; write it whole") from None
-    if size_bytes > MAX_ROW_BYTES:
+    if len(checked_characters(text, column).encode()) > MAX_ROW_BYTES:
         raise MalformedError(f"column {column}: longer than 1 MB; break it into shorter rows")
     return text
 

@@ -245,6 +245,19 @@ def parquet_record(row: Record) -> Record:
         raise MalformedError("not UTF-8; write the file anew from UTF-8 text") from None
 
 
+def checked_characters(text: str, column: str) -> str:
+    """The same text, if it can be written: JSON may hold half of a character that takes two.
+
+    Raises:
+        MalformedError: it cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise MalformedError(f"column {column}: half a surrogate pair is no character; write it whole") from None
+    return text
+
+
 def no_column(name: str, there: Iterable[str]) -> str:
     """The message for a column that isn't there."""
     return f"no column {name!r}, there are: {', '.join(there)}; rename it, or name the right one under [data]"

@@ -54,6 +54,8 @@ BAD = {
     '{"text": "a", "label": NaN}': "column label: no class",
     '{"text": "a", "label": ["x"]}': "column label: list where a class is needed",
     '{"text": " ", "label": "x"}': "column text: empty",
+    '{"text": "a", "label": "\\ud800"}': "column label: half a surrogate pair",
+    '{"text": "\\ud800", "label": "x"}': "column text: half a surrogate pair",
 }
 
 

@@ -2,18 +2,20 @@
 
 An operator reads what it takes once and writes what it gives once; nothing stays in a cache between two operators. What
 a fused or a chunked loop keeps in cache (scores, chances of the logits) isn't moved. Copies of weights under autocast,
-masks and what is a number a row are left out, as are gathers of single rows.
+masks and what is a number a row are left out, as are gathers of single rows, and all of a stem but its products.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from chinchilla.config.machine import Precision
+from chinchilla.config.machine import Machine, Precision
 from chinchilla.config.plan import OptimizerKind
 from chinchilla.config.shape import Shape
+from chinchilla.config.units import show_bytes, show_count
 from chinchilla.planning.count import Batch, Product, has_cross, parameters, products, stacks
+from chinchilla.planning.latency import Request
 from chinchilla.planning.machine import newton_schulz_flops
 from chinchilla.planning.memory import takes_muon
 from chinchilla.planning.operators import BYTES, FP32, LONGEST_PLAIN
@@ -65,6 +67,17 @@ def step_traffic(
     return _sorted(moved, done)
 
 
+def told_step(found: Sequence[Traffic], machine: Machine, precision: Precision) -> tuple[str, str]:
+    """What a step does and moves, and which of a machine's two rates is the narrower for it, in words."""
+    done, moved = sum(each.flops for each in found), sum(each.size_bytes for each in found)
+    even = machine.flops_per_s(precision) / machine.bytes_per_s
+    narrow = f"at {even:.3g} {precision} products and memory are even here; " + (
+        "products limit it" if done / moved > even else "memory limits it"
+    )
+    most = f"{found[0].operator} moves {found[0].size_bytes / moved:.0%}"
+    return f"{show_count(done)} FLOP, {show_bytes(moved)} moved", f"{done / moved:.3g} FLOP a byte; {narrow}; {most}"
+
+
 def decoding_traffic(
     shape: Shape, rows: int, past: int, *, source_len: int = 0, number_bytes: int = FP32
 ) -> list[Traffic]:
@@ -83,6 +96,17 @@ def decoding_traffic(
     held = rows * shape.num_decoder_layers * shape.num_kv_heads * shape.head_dim * keys
     moved["attention"] = 2 * number_bytes * (queries * (2 if has_cross(shape) else 1) + held)
     return _sorted(moved, done)
+
+
+def token_bytes(shape: Shape, request: Request) -> int:
+    """Bytes that a pass of the decoder moves halfway through a typical answer in fp32; 0 where nothing is decoded."""
+    if not request.new_tokens:
+        return 0
+    past, source_len = request.new_tokens // 2, request.prompt_len
+    if not has_cross(shape):
+        past, source_len = past + source_len, 0
+    found = decoding_traffic(shape, request.beam_size, past, source_len=source_len)
+    return sum(each.size_bytes for each in found)
 
 
 def _decoded(shape: Shape, rows: int) -> Iterator[Product]:
@@ -114,7 +138,7 @@ def _moved(product: Product, precision: Precision) -> int:
 
 def _elementwise(shape: Shape, batch: Batch, size: int, dropout: bool) -> Iterator[tuple[str, int]]:
     """Bytes of all that is no product, forward and backward, and of attention's own loops."""
-    table = FP32 * shape.vocab_size * shape.dim
+    table = FP32 * (0 if shape.stem else shape.vocab_size) * shape.dim
     for side, num_layers in stacks(shape):
         rows, length = (
             (batch.source_rows, batch.source_len) if side == "encoder" else (batch.target_rows, batch.target_len)
@@ -133,7 +157,8 @@ def _elementwise(shape: Shape, batch: Batch, size: int, dropout: bool) -> Iterat
             yield "residual", (3 if cross else 2) * (6 + (7 if dropout else 0)) * size * rows * shape.dim
     states, rows = size * batch.head_rows * shape.dim, size * (batch.target_rows or batch.source_rows) * shape.dim
     # Chances are made of logits, and gradients in their place, chunk by chunk in cache; states gathered and scattered.
-    yield "logits", 2 * size * batch.head_rows * shape.vocab_size + 6 * states + rows + 2 * table
+    matrix = FP32 * shape.num_outputs * shape.dim
+    yield "logits", 2 * size * batch.head_rows * shape.num_outputs + 6 * states + rows + 2 * matrix
 
 
 def _layer(shape: Shape, rows: int, length: int, size: int) -> Iterator[tuple[str, int]]:

@@ -27,6 +27,7 @@ from chinchilla.planning.machine import step_time
 from chinchilla.planning.own_law import OwnLaw, read_law
 from chinchilla.planning.rows import rows_of
 from chinchilla.planning.search import Facts
+from chinchilla.planning.traffic import step_traffic, token_bytes, told_step
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
 from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs import layouts
@@ -403,6 +404,16 @@ def _adapter(shape: Shape, adapter: Adapter | None) -> list[tuple[str, str, str,
     return [("adapter", value, "", f"{share:.2g} of all; the rest stays as it is")]
 
 
+def _moved(facts: Facts, shape: Shape, machine: Machine, training: Training) -> tuple[str, str, str]:
+    """The row on what a step does and moves."""
+    batch, dropout = facts.batch(training.batch_tokens / training.accumulation), training.dropout > 0
+    found = step_traffic(
+        shape, batch, training.precision, training.optimizer, dropout=dropout, accumulation=training.accumulation
+    )
+    value, why = told_step(found, machine, training.precision)
+    return value, "", why
+
+
 def _chosen_among(facts: Facts) -> tuple[str, str, str, str]:
     """The row on what the model chooses among."""
     if facts.num_classes:
@@ -443,6 +454,8 @@ def _decisions(
     rates = ", ".join(f"{name} {machine.flops_per_s(name) / 1e9:.0f}" for name in ("bf16", "fp32"))
     epochs = f"{tokens / facts.unique_tokens:.3g} epochs of {show_count(facts.unique_tokens)}"
     alike = "examples packed in rows" if facts.packed else "rows without padding"
+    replays = 1 if run.attack is None else run.attack.replays
+    again = f", each for {replays} steps in a row" if replays > 1 else ""
     often = "the data is seen often" if training.dropout else "too few passes over the data for dropout to pay"
     often = often if run.adapter is None else "none in what stays as it is; the adapter's own is adapter.dropout"
     recompute = "else memory does not suffice" if training.recompute else "activations fit the memory; a third faster"
@@ -452,6 +465,9 @@ def _decisions(
     why = "; ".join(filter(None, (choice.reason, cut)))
     answer = f"{show_time(choice.answer_on(machine, facts.request).total_s)}, "
     answer += show_bytes(serving_bytes(shape, facts.request))
+    alone = f"{told_request(facts.request)}, alone, in fp32 on this machine"
+    if moved := token_bytes(shape, facts.request):
+        alone += f"; each pass of the decoder moves {show_bytes(moved)}"
     rows = (
         # name, value, key, why
         ("model", f"{layers} layers of {shape.dim}, {show_count(count.num_params(shape))}", "", why),
@@ -465,7 +481,7 @@ def _decisions(
             "batch",
             f"{training.batch_tokens:,} {facts.labels}",
             "batch_tokens",
-            f"many steps in little time; {alike}, all alike",
+            f"many steps in little time; {alike}, all alike{again}",
         ),
         ("optimizer", training.optimizer, "optimizer", _why(training.optimizer)),
         ("learning rate", f"{training.learning_rate:.3g}", "learning_rate", choice.rate_reason),
@@ -490,8 +506,9 @@ def _decisions(
             "checkpoint_every",
             saving.reason,
         ),
+        ("a step", *_moved(facts, shape, machine, training)),
         ("peak memory", show_bytes(memory_bytes.p50), "", "this process, the model's state, a step's micro-batches"),
-        ("one answer", answer, "", f"{told_request(facts.request)}, alone, in fp32 on this machine"),
+        ("one answer", answer, "", alone),
     )
     said = {name for name, value in run.train.model_dump().items() if value is not None}
     return [

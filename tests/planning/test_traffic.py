@@ -8,10 +8,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from chinchilla.config.shape import Shape
+from chinchilla.config.machine import Machine, MatmulRate
+from chinchilla.config.shape import ImageStem, Shape
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.count import Batch, flops, num_params
-from chinchilla.planning.traffic import Traffic, decoding_traffic, step_traffic
+from chinchilla.planning.latency import Request
+from chinchilla.planning.traffic import Traffic, decoding_traffic, step_traffic, token_bytes, told_step
 
 SHAPE = Shape(
     vocab_size=200, dim=64, num_heads=4, num_kv_heads=4, head_dim=16, ffn_dim=256, num_decoder_layers=3, norm="layer",
@@ -123,3 +125,41 @@ def test_intensity_of_decoding_grows_with_the_batch() -> None:
         dense = [sum(e.flops for e in found) / sum(e.size_bytes for e in found) for found in (few, many)]
         assert dense[1] > 10 * dense[0]
         assert sum(e.flops for e in many) == 32 * sum(e.flops for e in few)
+
+
+def test_a_step_is_told_by_the_narrower_of_two_rates() -> None:
+    rates = tuple(MatmulRate(m=64, k=64, n=64, precision=p, flops_per_s=1e10) for p in ("fp32", "bf16"))
+    machine = Machine(
+        name="a processor", device="cpu", threads=1, memory_bytes=10**9, torch_version="2", measured_at="2026-01-01",
+        noise=0.1, matmul=rates, bytes_per_s=1e9, op_overhead_s=5e-6, has_compiler=False,
+    )  # fmt: skip
+    found = [Traffic("norm", 0, 3 * 10**9), Traffic("up", 44 * 10**9, 10**9)]
+    value, why = told_step(found, machine, "fp32")
+    assert value == "44G FLOP, 4 GB moved"
+    assert why == "11 FLOP a byte; at 10 fp32 products and memory are even here; products limit it; norm moves 75%"
+    assert "memory limits it" in told_step(found, machine.model_copy(update={"bytes_per_s": 0.9e9}), "fp32")[1]
+
+
+@pytest.mark.parametrize("encoder", [0, 2])
+def test_a_pass_of_the_decoder_moves_what_is_read_halfway_through_an_answer(encoder: int) -> None:
+    shape = SHAPE.model_copy(update={"num_encoder_layers": encoder})
+    past, source_len = (5, 30) if encoder else (35, 0)
+    wanted = sizes(decoding_traffic(shape, 4, past, source_len=source_len))
+    assert token_bytes(shape, Request(30, 10, 4)) == sum(wanted.values())
+    assert token_bytes(shape, Request(30, 0)) == 0
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+def test_a_classifier_of_images_moves_no_vocabulary(boxes: bool) -> None:
+    stem = ImageStem(height=16, width=16, channels=3, patch=4)
+    changes = {"num_encoder_layers": 2, "num_decoder_layers": 0, "num_classes": 3, "stem": stem, "boxes": boxes}
+    found = [
+        sum(
+            sizes(
+                step_traffic(SHAPE.model_copy(update=changes | {"vocab_size": vocab}), batch, "fp32", "adamw")
+            ).values()
+        )
+        for vocab in (8, 80_000)
+        for batch in [Batch(4, 17, labelled=4)]
+    ]
+    assert found[0] == found[1] > 0

@@ -22,6 +22,7 @@ from chinchilla.config.load import Loaded, load_run
 
 if TYPE_CHECKING:
     from chinchilla.reporting.progress import Progress
+    from chinchilla.verbs.dry_run import Look
 
 app = typer.Typer(
     name="chinchilla",
@@ -107,7 +108,9 @@ def plan(
     plots.check(plot, ".html")
     cluster = read(loaded.run)
     if dry_run:
-        _dry(loaded)
+        from chinchilla.verbs.dry_run import look
+
+        _dry(loaded, look(loaded.run, law, _tell))
         return
     from chinchilla.reporting.tables import plan_table, show
     from chinchilla.verbs.plan import plan as make_plan
@@ -172,7 +175,7 @@ def train(
     if loaded is not None:
         _note_cluster(loaded)
     if dry_run:
-        _dry(loaded)
+        _dry_train(loaded, resume)
         return
     from chinchilla.reporting.tables import ledger_table, plan_table, show
     from chinchilla.store import journal
@@ -271,7 +274,9 @@ def predict(
         if not as_json:
             _out(verb.in_words(answer))
     if as_json:
-        _json(answers=[answer["text"] if answer.keys() == {"text"} else answer for answer in found])
+        _json(
+            answers=[(answer["text"] if answer.keys() == {"text"} else answer) if answer else None for answer in found]
+        )
 
 
 @app.command()
@@ -606,15 +611,21 @@ def _tell(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def _dry(loaded: Loaded | None) -> None:
-    from chinchilla.config.load import to_toml
+def _dry_train(loaded: Loaded | None, resume: Path | None) -> None:
+    from chinchilla.verbs.dry_run import look_before_resuming, look_before_training
 
     if loaded is not None:
-        from chinchilla.verbs.prepare import split_examples
+        _dry(loaded, look_before_training(loaded.run, _tell))
+    elif resume is not None:
+        _out(look_before_resuming(resume, _tell))
 
-        split = split_examples(loaded.run)
-        _out(to_toml(loaded))
-        _out(f"# {len(split.train):,} training, {len(split.valid):,} validation, {len(split.test):,} test examples")
+
+def _dry(loaded: Loaded, found: "Look") -> None:
+    from chinchilla.config.load import to_toml
+
+    _out(to_toml(loaded))
+    for line in found.lines:
+        _out(f"# {line}")
 
 
 def _texts(text: str | None, file: Path | None) -> list[str]:
@@ -623,10 +634,11 @@ def _texts(text: str | None, file: Path | None) -> list[str]:
     if text is not None:
         return [text]
     try:
-        lines = file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()
+        lines = file.read_text(encoding="utf-8-sig") if file is not None else sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file or 'standard input'}: cannot be read as text: {error}") from None
-    return lines.splitlines()
+    # Not splitlines, which ends a line also at a form feed or at Unicode's own line ends.
+    return lines.removesuffix("\n").split("\n") if lines else []
 
 
 def _metrics(metrics: dict[str, float]) -> str:

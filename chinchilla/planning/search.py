@@ -306,6 +306,20 @@ def sizes_beside(
     return [each for each in found if abs(math.log(num_params(each) / count)) >= math.log(APART)]
 
 
+def smallest(facts: Facts, fixed: Model, held_to: Sequence[Bound]) -> Shape:
+    """A shape that no plan goes below.
+
+    Raises:
+        UsageError: fixed settings that contradict each other or the task.
+        BudgetError: even it breaks a bound.
+    """
+    ladder = list(_ladder(facts, fixed))
+    least = _of_depth(fixed.dim or DIMS[0], 1, facts, fixed)
+    if not all(bound.holds(least) for bound in held_to):
+        raise unfit(ladder, held_to)
+    return least
+
+
 def num_steps(
     time_s: float,
     step_time_s: float,

@@ -28,8 +28,9 @@ from chinchilla.planning.own_law import OwnLaw, Settings, own_law
 from chinchilla.planning.pace import Window, pace, spread
 from chinchilla.planning.posterior import Posterior, posterior
 from chinchilla.planning.room import Room
-from chinchilla.store.run_folder import RunFolder
+from chinchilla.store.run_folder import RunFolder, require_writable
 from chinchilla.training.allocator import keep_freed_memory, used_bytes
+from chinchilla.training.monitor import check_trackers
 from chinchilla.verbs import layouts
 from chinchilla.verbs.plan import assemble, draft_training, measured_machine
 from chinchilla.verbs.prepare import prepare
@@ -103,7 +104,8 @@ def survey(loaded: Loaded, out: Path | None, target_s: float | None, tell: Calla
 
     Raises:
         DataError: data that cannot be used.
-        UsageError: no time budget, a model to start from, a wrong cluster file, or fewer than three sizes left open.
+        UsageError: no time budget, a model to start from, a wrong cluster file, a folder that cannot be written, or
+            fewer than three sizes left open.
         BudgetError: reading the data takes all of the budget, or no shape fits the limits.
     """
     run = loaded.run
@@ -115,6 +117,9 @@ def survey(loaded: Loaded, out: Path | None, target_s: float | None, tell: Calla
             f"model.start {run.model.start}: a sweep compares sizes that all learn from nothing, and this model has "
             "one size: sweep without it, or let `chinchilla plan` time that model"
         )
+    folder = out or run.runs / f"{run.name or run.task}-sweep"
+    check_trackers(run.train.trackers)
+    require_writable(folder.parent)
     cluster = layouts.read(run)
     prepared = prepare(quick(run), tell)
     machine = measured_machine(run, tell)
@@ -130,7 +135,6 @@ def survey(loaded: Loaded, out: Path | None, target_s: float | None, tell: Calla
     shapes = _shapes(run, prepared, draft, room)
     # What no big run can meet is refused before the small ones.
     search.candidates(prepared.facts, machine, run.limits, run.model, target_s, room)
-    folder = out or run.runs / f"{run.name or run.task}-sweep"
     return Ground(loaded, folder, prepared, machine, draft, room, shapes, small_s, target_s)
 
 

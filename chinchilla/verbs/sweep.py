@@ -18,7 +18,6 @@ from chinchilla.planning.design import Big, Design, Small
 from chinchilla.planning.own_law import OwnLaw
 from chinchilla.planning.posterior import no_points, width_90
 from chinchilla.store.atomic import make_folder, write_text
-from chinchilla.store.run_folder import require_writable
 from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE
 from chinchilla.verbs.probes import big_run
 from chinchilla.verbs.small_runs import (
@@ -86,11 +85,10 @@ def sweep(ground: Ground, progress: Progress, on_design: Callable[[Design], None
 
     Raises:
         BudgetError: the time is too short for enough runs.
-        UsageError: the folder's runs were made in another way, or it cannot be written.
+        UsageError: the folder's runs were made in another way.
         FaultError: a run failed.
         StoppedError: SIGINT or SIGTERM came.
     """
-    require_writable(ground.out.parent)
     begun, before_s = time.perf_counter(), sum(run.time_s for run in finished(ground))
     on_design(preview(ground))
     make_folder(ground.out)

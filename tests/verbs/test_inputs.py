@@ -1,6 +1,8 @@
-"""What a plan is made from beside the data: checked in every verb before data is read or anything is run."""
+"""What a plan is made from beside the data, checked before data is read or anything is run; and dry runs."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +13,10 @@ from chinchilla.data.tokenizer import Tokenizer
 from chinchilla.models.hub import write_model
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.count import num_params
+from chinchilla.store.run_folder import RunFolder
 from chinchilla.verbs.plan import plan
 
-USAGE = 2
+USAGE, DATA, BUDGET, FAULT = 2, 3, 4, 5
 NODE = 'flops_per_s = { fp32 = "1T" }\nmemory_bytes = "64GB"\nbytes_per_s = "10GB/s"\n'
 LINK = '[[link]]\nbetween = ["a", "{}"]\nbytes_per_s = "1GB/s"\nlatency_s = "1ms"\n'
 TWO = "".join(f'[[node]]\nname = "{name}"\n{NODE}' for name in ("a", "b"))
@@ -110,3 +113,91 @@ def test_what_takes_no_model_to_start_from_says_so_before_data_is_read(words, un
     assert (code, "runs/old: a sweep compares sizes" in err) == (USAGE, True), err
     code, _, err = chinchilla("whatif", *words, "--against", "model.start=runs/old adapter.kind=lora")
     assert (code, "adapter: whatif reckons steps that train every weight" in err) == (USAGE, True), err
+
+
+@pytest.fixture
+def unprobed(monkeypatch):
+    """Fails where the machine is measured, or anything probed."""
+    for name in ("cached_measure", "choose"):
+        monkeypatch.setattr(f"chinchilla.verbs.plan.{name}", lambda *args, **kwargs: pytest.fail("not in a dry run"))
+
+
+def test_a_dry_run_says_what_there_is_and_leaves_nothing(words, start, unprobed, chinchilla, tmp_path):
+    code, out, err = chinchilla("train", *words, "--dry-run")
+    assert code == 0, err
+    assert "training examples, " in out and "parameters at least" in out and "disk: room for" in err
+    more = (f"model.start={start[0]}", "adapter.kind=lora", "adapter.rank=4")
+    for verb in ("plan", "train"):
+        code, out, err = chinchilla(verb, *words, *more, "--dry-run")
+        assert (code, f"# {num_params(start[1]):,} parameters at least" in out) == (0, True), err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "told"),
+    [
+        (["data.valid=none.tsv"], DATA, "none.tsv"),
+        (["tokenizer.file=none.json"], USAGE, "none.json"),
+        (["model.start=none"], USAGE, "none"),
+        (["model.start=OLD", "model.max_len=600"], USAGE, "takes 512 positions"),
+        (["model.start=OLD", "adapter.rank=64"], USAGE, "below the adapter's 64"),
+        (["model.attention=block"], USAGE, "model.attention: block"),
+        (["limits.size=1kB"], BUDGET, "limits.size is 1 kB, and the smallest model that may be built (2+2 layers"),
+        (["limits.serve_memory=1kB"], BUDGET, "limits.serve_memory"),
+        (["model.dim=64", "model.num_heads=3", "model.num_kv_heads=2"], USAGE, "[model] contradicts itself"),
+        (["budget.money=3"], USAGE, "machine.price_per_hour"),
+        (["cluster.file=none.toml"], USAGE, "no such cluster file"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_plan_would(settings, code, told, words, start, unprobed, chinchilla):
+    given = [setting.replace("OLD", str(start[0])) for setting in settings]
+    kept = [word for word in words if not (word.startswith("budget.") and any("budget." in text for text in given))]
+    for verb in ("plan", "train"):
+        found, _, err = chinchilla(verb, *kept, *given, "--dry-run")
+        assert (found, told in err) == (code, True), err
+
+
+def test_a_dry_run_of_train_looks_where_it_would_write(words, unprobed, chinchilla, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    code, _, err = chinchilla("train", *words, f"runs={tmp_path / 'file' / 'runs'}", "--dry-run")
+    assert (code, "no run folder can be made" in err) == (USAGE, True), err
+    code, _, err = chinchilla("train", *words, 'train.trackers=["wandb"]', "--dry-run")
+    assert (code, "wandb is not installed" in err) == (USAGE, True), err
+    free = shutil.disk_usage(tmp_path)._replace(free=10**5)
+    monkeypatch.setattr("chinchilla.store.run_folder.shutil.disk_usage", lambda path: free)
+    code, _, err = chinchilla("train", *words, "--dry-run")
+    assert (code, "3 checkpoints and the model, at the smallest size, take" in err) == (FAULT, True), err
+    assert chinchilla("plan", *words, "--dry-run")[0] == 0
+
+
+def test_a_dry_run_with_a_law_reads_it(words, unprobed, chinchilla, tmp_path):
+    code, _, err = chinchilla("plan", *words, "--law", tmp_path / "law.json", "--dry-run")
+    assert (code, "law.json: cannot be read" in err) == (DATA, True), err
+
+
+def test_a_sweep_looks_where_it_would_write_before_data_is_read(words, unread, chinchilla, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = chinchilla("sweep", *words, "--out", tmp_path / "file" / "sweep", "--dry-run")
+    assert (code, "no run folder can be made" in err) == (USAGE, True), err
+    code, _, err = chinchilla("sweep", *words, 'train.trackers=["wandb"]', "--dry-run")
+    assert (code, "wandb is not installed" in err) == (USAGE, True), err
+
+
+def test_a_dry_run_of_resuming_checks_the_run(train_tiny, chinchilla):
+    run = Path(train_tiny("budget.time=10m", "train.steps=4", "train.probes=false")["run"])
+    before = sorted(path.name for path in run.iterdir())
+    code, out, err = chinchilla("train", "--resume", run, "--dry-run")
+    assert (code, out) == (0, "would go on from step 4 of 4\n"), err
+    assert sorted(path.name for path in run.iterdir()) == before
+    with RunFolder(run).lock():
+        code, _, err = chinchilla("train", "--resume", run, "--dry-run")
+    assert (code, "another process is at work" in err) == (USAGE, True), err
+    for weights in (run / "checkpoints").rglob("*.safetensors"):
+        weights.write_bytes(b"damaged")
+    code, _, err = chinchilla("train", "--resume", run, "--dry-run")
+    assert (code, "checkpoints are damaged" in err) == (FAULT, True), err
+    text = (run / "run.toml").read_text("utf-8")
+    (run / "run.toml").write_text(text.replace("train.tsv", "gone.tsv"), "utf-8")
+    code, _, err = chinchilla("train", "--resume", run, "--dry-run")
+    assert (code, "gone.tsv" in err) == (DATA, True), err
+    assert chinchilla("train", "--resume", Path("none"), "--dry-run")[0] == USAGE

@@ -288,6 +288,8 @@ class Run(Frozen):
         for name in ("class_weights", "focal_gamma"):
             if getattr(self.train, name) and not self.task.startswith("classify_"):
                 raise ValueError(f"train.{name}: {self.task} puts nothing in classes; leave it out")
+        if self.attack is not None and not self.task.startswith("classify_"):
+            raise ValueError(f"attack: {self.task} puts nothing in classes, and nothing else is attacked; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -102,14 +102,18 @@ def _moved(
         return _within(source, delta + attack.step_share * box.radius.to(source.device) * gradient.sign(), box)
     reach = _reach(model, source, attack.eps)
     direction = gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    moved = delta + attack.step_share * reach * direction
-    return moved * (reach / moved.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    return _inside(delta + attack.step_share * reach * direction, reach)
 
 
 def _within(source: Tensor, delta: Tensor, box: Box) -> Tensor:
     """`delta` cut to the box around `source` and to the inputs there are."""
     radius, low, high = (each.to(source.device) for each in box)
     return (source + delta.clamp(-radius, radius)).clamp(low, high) - source
+
+
+def _inside(delta: Tensor, reach: Tensor) -> Tensor:
+    """`delta` cut to the ball."""
+    return delta * (reach / delta.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
 
 
 def _reach(model: Transformer, source: Tensor, eps: float) -> Tensor:
@@ -125,6 +129,15 @@ def _ball(random: Tensor, length: Tensor) -> Tensor:
 def _table(model: Transformer) -> torch.nn.Embedding:
     assert isinstance(model.embed, Embed)
     return model.embed.tokens
+
+
+def hardened(task: Task, codec: Any, attack: Attack) -> "Hardened":
+    """The task, trained against this attack.
+
+    Raises:
+        UsageError: it puts nothing in classes.
+    """
+    return (FreelyHardened if attack.kind == "free" else Hardened)(task, codec, attack)
 
 
 class Hardened:
@@ -161,3 +174,44 @@ class Hardened:
     def show(self, example: Any) -> tuple[str, str | None]:
         """As the task."""
         return self._task.show(example)
+
+
+DISTURBANCE = "disturbance"
+"""Of a batch: how its inputs are moved, a tensor that gets a gradient when the weights do."""
+
+
+class FreelyHardened(Hardened):
+    """A task whose batches are seen several steps in a row, disturbed by what the steps before have found.
+
+    Each backward pass gives the gradients of the weights and the disturbance's own (Shafahi 2019, algorithm 1). Who
+    trains keeps the disturbance from step to step, also from one batch to the next.
+    """
+
+    @property
+    def replays(self) -> int:
+        """Steps in a row that see a batch."""
+        return self._attack.replays
+
+    def loss(self, model: Transformer, batch: Batch, objective: Objective) -> Loss:
+        """Of inputs that are moved by the batch's `DISTURBANCE`; of the inputs as they are where it has none."""
+        if DISTURBANCE not in batch:
+            return self._task.loss(model, batch, objective)
+        with disturbed(model, batch, batch[DISTURBANCE], self._box) as moved:
+            return self._task.loss(model, moved, objective)
+
+    def carried(self, model: Transformer, batch: Batch, delta: Tensor | None) -> Tensor:
+        """What a step begins with: a disturbance within reach of these inputs, by the last step's (None: at rest)."""
+        source = batch["source"]
+        if delta is None:
+            shape = source.shape if self._box is not None else (*source.shape, model.shape.dim)
+            return torch.zeros(shape, device=source.device)
+        if self._box is None:
+            return _inside(delta, _reach(model, source, self._attack.eps))
+        # Nothing moves what is missing, and nothing is said of it to the next batch.
+        return _within(source, delta, self._box).nan_to_num()
+
+    def moved(self, model: Transformer, batch: Batch) -> Tensor:
+        """The batch's disturbance, a step further up its gradient."""
+        delta = batch[DISTURBANCE]
+        assert delta.grad is not None
+        return _moved(model, batch, delta.detach(), delta.grad, self._attack, self._box).nan_to_num()

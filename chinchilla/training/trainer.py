@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from chinchilla.training.optimizer import Optimizer
 from chinchilla.training.progress import Outcome, Progress, Review, Step
 from chinchilla.training.ranks import Ranks
 from chinchilla.training.records import Records
+from chinchilla.training.replays import Replays
 from chinchilla.training.rollback import MOST_ROLLBACKS, Returns, given_up
 from chinchilla.training.saver import Saver, Snapshot
 from chinchilla.training.schedule import rate_scale, review_due
@@ -83,6 +83,7 @@ class Trainer:
         self.workers = Workers(self.model, worker_count(self.training, self.device), self.training.seed)
         self.optimizer = Optimizer(self.model, self.training, self.workers)
         self.ranks = Ranks(self.model)
+        self.replays = Replays(self.task)
         self.progress = Progress()
         self.average = copy_weights(self.model) if self.training.ema_decay else None
         self.best: Weights = {}
@@ -158,6 +159,7 @@ class Trainer:
         """
         for model in self.workers.models:
             model.train()
+        self.replays.begin()
         items = stream(self.batches, self.progress.position)
         with contextlib.closing(items):
             while self.progress.step < self.training.steps:
@@ -165,8 +167,8 @@ class Trainer:
 
     def _step(self, items: Iterator[Item]) -> Step:
         begun = time.perf_counter()
-        group = list(islice(items, self.training.accumulation))
-        micro_batches = [to_device(batch, self.device) for _, batch in group]
+        group = self.replays.take(items, self.training.accumulation, self.progress.step)
+        micro_batches = self.replays.disturbed(self.model, [to_device(batch, self.device) for _, batch in group])
         tokens = sum(num_tokens(batch) for batch in micro_batches)
 
         def mean_loss(model: Transformer, batch: Batch) -> Loss:
@@ -183,11 +185,13 @@ class Trainer:
         self.ranks.see()
         norm = nn.utils.clip_grad_norm_(parameters, self.training.clip_norm or math.inf)
         require_finite(float(norm), "gradient")
+        self.replays.learn(self.model, micro_batches)
         self.optimizer.step(self._rate_scale(self.progress.step))
         self.ranks.allot_(self.progress.step + 1, self.training.steps, self.average or {})
         self._update_average()
         self.progress.step += 1
-        self.progress.position = group[-1][0].next
+        if self.replays.over(self.progress.step):
+            self.progress.position = group[-1][0].next
         self.progress.tokens += tokens
         self._times.append(time.perf_counter() - begun)
         return Step(nats / tokens, tokens)
@@ -313,6 +317,8 @@ class Trainer:
         tensors |= {"best": self.best, "random": random_state(self.workers, self.device)}
         if self.ranks.maps:
             tensors["ranks"] = on_cpu(self.ranks.state())
+        if self.replays.times > 1:
+            tensors["disturbances"] = on_cpu(self.replays.state())
         own = {"steps": self.training.steps, "times": self._times[-1000:], "frozen": self._frozen}
         own |= {"scheduled": scheduled, "calm": self._is_calm()}
         return Snapshot(tensors, self.progress.to_state() | self.watch.to_state() | own)
@@ -345,6 +351,7 @@ class Trainer:
         self.optimizer.load({name: tensor.to(self.device) for name, tensor in tensors["optimizer"].items()})
         if self.ranks.maps:
             self.ranks.load({name: tensor.to(self.device) for name, tensor in tensors["ranks"].items()})
+        self.replays.load({name: tensor.to(self.device) for name, tensor in tensors.get("disturbances", {}).items()})
         self.best = dict(tensors.get("best", {}))
         if self.average is not None:
             self.average = {name: tensor.to(self.device, copy=True) for name, tensor in tensors["average"].items()}

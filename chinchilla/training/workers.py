@@ -54,7 +54,10 @@ class Workers:
             self._threads = ThreadPoolExecutor(count, "worker", initializer=torch.set_num_threads, initargs=(each,))
 
     def gradients(self, micro_batches: Sequence[Batch], loss: Callable[[Transformer, Batch], Loss]) -> Gradients:
-        """Gradients of the summed `loss(model, micro_batch).total`; sums are taken in a fixed order."""
+        """Gradients of the summed `loss(model, micro_batch).total`; sums are taken in a fixed order.
+
+        Tensors of a micro-batch that require gradients have theirs afterwards, as `grad`.
+        """
         count = len(self.models)
         shares = [(model, micro_batches[index::count]) for index, model in enumerate(self.models)]
         parts = self.map(lambda share: _gradients(*share, loss), [share for share in shares if share[1]])
@@ -97,7 +100,10 @@ def _gradients(model: Transformer, batches: Sequence[Batch], loss: Callable[[Tra
     nats = 0.0
     for batch in batches:
         found = loss(model, batch)
-        new = list(torch.autograd.grad(found.total, parameters, materialize_grads=True))
+        inputs = [tensor for tensor in batch.values() if tensor.requires_grad]
+        new = list(torch.autograd.grad(found.total, [*parameters, *inputs], materialize_grads=True))
+        for tensor in reversed(inputs):
+            tensor.grad = new.pop()
         if total:
             torch._foreach_add_(total, new)
         else:

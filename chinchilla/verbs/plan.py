@@ -479,9 +479,9 @@ def _decisions(
         (facts.labels, show_count(tokens), "", epochs),
         (
             "batch",
-            f"{training.batch_tokens:,} {facts.labels}",
+            f"{training.batch_tokens:,} {facts.labels}{again}",
             "batch_tokens",
-            f"many steps in little time; {alike}, all alike{again}",
+            f"many steps in little time; {alike}, all alike",
         ),
         ("optimizer", training.optimizer, "optimizer", _why(training.optimizer)),
         ("learning rate", f"{training.learning_rate:.3g}", "learning_rate", choice.rate_reason),

@@ -7,7 +7,7 @@ from typing import Any
 from chinchilla.config.errors import UsageError
 from chinchilla.config.plan import PACKED, TaskName
 from chinchilla.config.run import Run
-from chinchilla.tasks.attack import Hardened
+from chinchilla.tasks.attack import hardened
 from chinchilla.tasks.task import Task
 from chinchilla.verbs.chats import DIALOGUE
 from chinchilla.verbs.histories import RECOMMEND
@@ -67,7 +67,7 @@ def prepare(run: Run, tell: Tell = lambda text: None) -> Prepared:
     prepared = kind.prepare(run, split, kind.make_task(run), test_examples(run, split), tell)
     prepared.class_weights(run)  # refused now, not after planning
     if run.attack is not None:
-        prepared = replace(prepared, task=Hardened(prepared.task, prepared.codec, run.attack))
+        prepared = replace(prepared, task=hardened(prepared.task, prepared.codec, run.attack))
     return replace(prepared, start=start)
 
 

@@ -53,6 +53,11 @@ def test_only_classifiers_have_classes_to_weigh(task, setting):
         load_run(None, [*ENOUGH, f"task={task}", setting])
 
 
+def test_only_classifiers_are_attacked():
+    with pytest.raises(UsageError, match="attack: translate puts nothing in classes, and nothing else is attacked"):
+        load_run(None, [*ENOUGH, "task=translate", "attack.eps=0.1"])
+
+
 def test_focal_loss_and_smoothed_labels_exclude_each_other():
     with pytest.raises(
         UsageError, match="focal_gamma: focal loss is of one right answer; leave out it or label_smooth"

@@ -15,7 +15,17 @@ from chinchilla.config.shape import ImageStem, TableStem
 from chinchilla.data.classes import Classes
 from chinchilla.data.corrupt import IMAGES, SEVERITIES, mistyped
 from chinchilla.data.text_classes import TextClasses
-from chinchilla.tasks.attack import Box, Hardened, box_of, disturbance, disturbed, disturbed_loss
+from chinchilla.tasks.attack import (
+    DISTURBANCE,
+    Box,
+    FreelyHardened,
+    Hardened,
+    box_of,
+    disturbance,
+    disturbed,
+    disturbed_loss,
+    hardened,
+)
 from chinchilla.tasks.classify import Classify
 from chinchilla.tasks.task import Objective
 
@@ -100,6 +110,23 @@ def test_a_hardened_task_learns_from_disturbed_inputs_and_is_judged_on_clean_one
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert task.name == "classify_text" and task.show(("a", "cat")) == TASK.show(("a", "cat"))
     assert task.score(model.eval(), CODEC, [("a", "cat")]).metrics == TASK.score(model, CODEC, [("a", "cat")]).metrics
+
+
+def test_hardened_freely_it_takes_the_disturbance_that_it_is_given():
+    model, batch, _ = text_case()
+    task = hardened(TASK, CODEC, Attack(kind="free", eps=0.5, steps=4))
+    assert isinstance(task, FreelyHardened) and task.replays == 4 and task.name == "classify_text"
+    clean = TASK.loss(model.train(), batch, Objective()).plain
+    assert torch.equal(task.loss(model, batch, Objective()).plain, clean)
+    rest = task.carried(model, batch, None)
+    assert rest.shape == (*batch["source"].shape, 16) and not rest.any()
+    moved = batch | {DISTURBANCE: rest.requires_grad_()}
+    loss = task.loss(model, moved, Objective())
+    torch.testing.assert_close(loss.plain, clean)
+    loss.total.backward()
+    worse = task.loss(model, batch | {DISTURBANCE: task.moved(model, moved)}, Objective())
+    assert float(worse.plain) > float(clean)
+    assert type(hardened(TASK, CODEC, Attack(eps=0.5))) is Hardened
 
 
 def test_only_classifiers_can_be_attacked():

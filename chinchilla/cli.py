@@ -634,7 +634,7 @@ def _texts(text: str | None, file: Path | None) -> list[str]:
     if text is not None:
         return [text]
     try:
-        lines = file.read_text(encoding="utf-8-sig") if file is not None else sys.stdin.read()
+        lines = file.read_text(encoding="utf-8-sig") if file is not None else sys.stdin.read().removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file or 'standard input'}: cannot be read as text: {error}") from None
     # Not splitlines, which ends a line also at a form feed or at Unicode's own line ends.

@@ -59,8 +59,25 @@ def test_texts_get_a_class_and_probabilities(tmp_path: Path):
     for answer in answers[:2]:
         assert sum(answer["probabilities"].values()) == pytest.approx(1)
         assert in_words(answer) == max(answer["probabilities"], key=answer["probabilities"].get)
-    with pytest.raises(DataError, match="question 66: an empty text"):
-        list(predict(path, ["one"] * 65 + [" "]))
+    with pytest.raises(DataError, match="question 1: an empty text"):
+        list(predict(path, [" "]))
+    with pytest.raises(DataError, match="question 2: not UTF-8"):
+        list(predict(path, ["one", "caf\udce9"]))
+
+
+def test_a_blank_line_has_an_empty_answer_so_that_the_others_keep_their_lines(
+    tmp_path: Path, rows: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    given = tmp_path / "questions.txt"
+    given.write_bytes(b'\xef\xbb\xbf{"age": 30}\r\n\r\n' + b'{"job": "cook\xe2\x80\xa8"}\n' * 65)
+    with caplog.at_level(logging.INFO, "chinchilla"):
+        assert main(["predict", str(rows), "--file", str(given), "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert len(answers) == 67 and [place for place, each in enumerate(answers) if each is None] == [1]
+    assert "question 2: nothing but blanks" in caplog.text
+    assert main(["predict", str(rows), "--file", str(given)]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 68 and lines[1] == "" and {*lines[:1], *lines[2:67]} <= set(CLASSES.names)
 
 
 def test_images_come_by_their_path(tmp_path: Path):
@@ -86,6 +103,8 @@ def test_rows_come_as_json_and_what_is_missing_is_said(rows: Path, caplog: pytes
     ("row", "words"),
     [
         ("age=30", "not valid JSON.*write an object"),
+        ("[" * 100_000, "not valid JSON.*write an object"),
+        ('{"job": "\\ud800"}', "not valid JSON"),
         ("[30]", "JSON of another kind; write an object"),
         ('{"agee": 30}', "no column 'agee'"),
         ('{"age": "old"}', "column age: 'old'"),

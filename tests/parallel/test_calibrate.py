@@ -1,7 +1,9 @@
 """Calibration with steps of known cost: the rates come back, the clock is kept to, the machine's file holds them."""
 
+import csv
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +90,17 @@ def test_rounds_end_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None
     for budget_s, rounds in ((100.0, 5), (6.0, 2), (0.0, 2)):
         (timed,) = time_steps(cases()[:1], slow_step, 1, "cpu", rounds=5, budget_s=budget_s)
         assert len(timed.taken) == rounds
+
+
+def test_the_steps_fit_into_a_minute_where_they_were_recorded() -> None:
+    """All that is taken, one step to set up and two a round, at the times of the bench's machine."""
+    table = Path(__file__).parents[2] / "bench" / "results" / "step_time.csv"
+    with table.open(encoding="utf-8", newline="") as file:
+        recorded = [row for row in csv.DictReader(file) if row["set"] == "calibration"]
+    told = [(int(row["params"]), row["precision"], row["optimizer"]) for row in recorded]
+    assert told == [(num_params(case.shape), case.precision, case.optimizer) for case in cases()]
+    once_s = sum(float(row["gradients_s"]) + float(row["update_s"]) for row in recorded)
+    assert (1 + 2 * room.ROUNDS) * once_s < room.BUDGET_S < 60
 
 
 def test_the_clock_is_the_processors_where_one_thread_works() -> None:

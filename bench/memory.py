@@ -169,7 +169,7 @@ def step(shape: Shape, batch: Batch, precision: Precision, recompute: bool) -> t
     workers = Workers(model, 1, 0)
     counted = memory(shape, batch, precision, "adamw", recompute=recompute)
     passes = max(size for name, size in counted.phases.items() if name.startswith(("forward", "backward")))
-    peak = tensor_peak(lambda: workers.gradients([batch], lambda model, sizes: loss(model, sizes, precision)))
+    peak = tensor_peak(lambda: workers.gradients([{}], lambda model, nothing: loss(model, batch, precision)))
     return passes, counted.state.total - counted.state.gradients + peak
 
 

@@ -33,6 +33,7 @@ def executed(
     optimizer: OptimizerKind,
     *,
     dropout: bool = False,
+    drop_path: bool = False,
     accumulation: int = 1,
     recompute: bool = False,
 ) -> Flops:
@@ -42,7 +43,8 @@ def executed(
     attend, attend_back = _attention(shape, batch, precision)
     backward = 2 * (linear - head) - sum(product.flops for product in plain if product.of_data) + attend_back
     if recompute:
-        backward += attend + sum(p.flops for p in plain if ".layers." in p.name and _again(shape, p.name, dropout))
+        changed = dropout or drop_path
+        backward += attend + sum(p.flops for p in plain if ".layers." in p.name and _again(shape, p.name, changed))
     return Flops(
         forward=accumulation * (linear + 2 * head + attend),
         backward=accumulation * backward,
@@ -51,9 +53,9 @@ def executed(
     )
 
 
-def _again(shape: Shape, name: str, dropout: bool) -> bool:
+def _again(shape: Shape, name: str, changed: bool) -> bool:
     """Whether a product is made again: a block's last is not where nothing that follows it is kept."""
-    return not name.endswith("mlp.down") or dropout or shape.norm_order == "post"
+    return not name.endswith("mlp.down") or changed or shape.norm_order == "post"
 
 
 def _attention(shape: Shape, batch: Batch, precision: Precision) -> tuple[int, int]:

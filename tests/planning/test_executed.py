@@ -41,10 +41,13 @@ FUSED = {
 }
 
 
-def counted(shape: Shape, batch: Batch, precision: str, dropout: float, recompute: bool) -> tuple[int, int]:
+def counted(
+    shape: Shape, batch: Batch, precision: str, dropout: float, recompute: bool, drop_path: float = 0.0
+) -> tuple[int, int]:
     """FLOPs of a forward and of a backward pass."""
     model = Transformer(shape, dropout)
     model.recompute_(recompute)
+    model.drop_path_(drop_path)
     source = torch.randint(3, shape.vocab_size, (batch.size, batch.source_len)) if shape.num_encoder_layers else None
     target = torch.randint(3, shape.vocab_size, (batch.size, batch.target_len)) if shape.num_decoder_layers else None
     segments = None if source is None else torch.ones_like(source, dtype=torch.bool)
@@ -92,6 +95,14 @@ def test_executed_flops_equal_the_counter_of_torch(
     found = executed(shape, batch, precision, "adamw", dropout=dropout, recompute=recompute)
     assert (found.forward, found.backward) == counted(shape, batch, precision, 0.1 if dropout else 0.0, recompute)
     assert (found.update, found.convention) == (0, "hardware")
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_dropped_paths_are_computed_all_the_same(order: str, recompute: bool) -> None:
+    shape, batch = SHAPE.model_copy(update={"norm_order": order}), Batch(2, 5, 6)
+    found = executed(shape, batch, "fp32", "adamw", drop_path=True, recompute=recompute)
+    assert (found.forward, found.backward) == counted(shape, batch, "fp32", 0.0, recompute, 0.3)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -11,6 +11,9 @@ from chinchilla.config.frozen import Frozen
 from chinchilla.data.codec import Asked
 from chinchilla.data.rows import MalformedError, did_you_mean
 
+HINTED = 10_000
+"""Among so many items the nearest to an unknown one is looked for; among 100,000 that takes a second."""
+
 FIRST_ITEM = 4
 """The id of the first item, after those of <pad>, <s>, </s> and <mask>."""
 
@@ -76,7 +79,7 @@ class Items(Frozen):
         known = [name for name in names if name in self._known]
         unknown = [name for name in names if name not in self._known]
         if unknown and not known:
-            hint = did_you_mean(unknown[0], self.names)
+            hint = did_you_mean(unknown[0], self.names) if len(self.names) <= HINTED else ""
             raise MalformedError(f"no item {unknown[0]!r}{hint}; name items that were in the training data")
         notes = (f"passed over {len(unknown)} unknown items, {unknown[0]!r} first",) if unknown else ()
         return Asked(known, 0, notes)

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from chinchilla.serving.continued import ContinuedAnswers
 from chinchilla.serving.engine import Engine
-from chinchilla.serving.forms import FORMS, PATHS
+from chinchilla.serving.forms import DOES, FORMS, PATHS
 from chinchilla.serving.guard import Guard
 from chinchilla.serving.reading import Reading
 from chinchilla.serving.requests import RefusedError
@@ -47,6 +47,7 @@ class Api:
             Route(PATHS["generate"], self.continued.complete, methods=["POST"]),
             Route(PATHS["dialogue"], self.continued.chat, methods=["POST"]),
             Route("/v1/models", self.models),
+            Route("/v1/items", self.items),
             Route("/health", self.health),
             Route("/metrics", self.show_metrics),
             *(Route("/" if file.name == "index.html" else f"/{file.name}", _shown(file)) for file in _page_files()),
@@ -55,7 +56,7 @@ class Api:
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`: the one model served here."""
         card = self.card
-        facts = {
+        facts: dict[str, Any] = {
             "id": card.name,
             "object": "model",
             "created": card.created,
@@ -66,10 +67,18 @@ class Api:
             "precision": card.precision,
             "max_len": card.max_len,
             "metrics": dict(card.metrics),
-            "form": dict(card.form),
+            "form": {name: part for name, part in card.form.items() if name != "items"},
             "limits": self.engine.limits.model_dump(include=set(SHOWN_LIMITS)),
         }
+        if "items" in card.form:
+            facts["form"]["num_items"] = len(card.form["items"])
         return JSONResponse({"object": "list", "data": [facts]})
+
+    async def items(self, request: Request) -> Response:
+        """`GET /v1/items`: what a model that recommends knows of; they may be many."""
+        if "items" not in self.card.form:
+            raise RefusedError(404, "wrong_task", f"the model served here {DOES[self.card.task]}, and knows no items")
+        return JSONResponse({"object": "list", "data": list(self.card.form["items"])})
 
     async def health(self, request: Request) -> Response:
         """`GET /health`: 200 while requests are answered, else 503."""

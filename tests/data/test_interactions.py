@@ -14,7 +14,7 @@ from chinchilla.config.errors import DataError, FaultError, UsageError
 from chinchilla.config.run import Data
 from chinchilla.data.batches import IGNORED
 from chinchilla.data.interactions import history_ids, last_items, split_interactions, train_rows, valid_rows
-from chinchilla.data.items import FIRST_ITEM, Items
+from chinchilla.data.items import FIRST_ITEM, HINTED, Items
 from chinchilla.data.packed_batches import PackedBatches
 from chinchilla.data.rows import MalformedError
 
@@ -161,6 +161,14 @@ def test_unknown_items_are_passed_over_with_a_note_or_refused():
     for value in ("cup", {"cup": 1}, [["cup"]]):
         with pytest.raises(MalformedError, match="give the names of items as a list"):
             ITEMS.read_question(value)
+
+
+def test_among_very_many_items_no_near_one_is_looked_for():
+    names = tuple(f"film {number}" for number in range(HINTED))
+    with pytest.raises(MalformedError, match=r"no item 'film 7x' \(did you mean 'film 7'"):
+        Items(names=names).read_question(["film 7x"])
+    with pytest.raises(MalformedError, match="no item 'film 7x'; name items"):
+        Items(names=(*names, "another")).read_question(["film 7x"])
 
 
 def test_items_come_back_from_their_settings():

@@ -185,7 +185,9 @@ def test_the_form_says_what_can_be_asked(rows: Running, films: Running):
     [model] = rows.client.get("/v1/models").json()["data"]
     assert model["form"]["columns"][1] == {"name": "job", "kind": "category", "categories": ["cook", "smith"]}
     assert model["form"]["classes"] == ["a", "b"]
-    assert films.client.get("/v1/models").json()["data"][0]["form"] == {"items": list("abcdefgh")}
+    assert films.client.get("/v1/models").json()["data"][0]["form"] == {"num_items": 8}
+    assert films.client.get("/v1/items").json() == {"object": "list", "data": list("abcdefgh")}
+    refused(rows.client.get("/v1/items"), 404, "wrong_task", "knows no items")
 
 
 def test_recommendations(films: Running):

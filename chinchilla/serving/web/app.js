@@ -41,20 +41,21 @@ const SCORES = {
   hit_rate_10: "HR@10",
   ndcg_10: "NDCG@10",
 };
-const PIECES = ["classes", "columns", "items"];
+const PIECES = ["classes", "columns"];
 
 // What the model is
 
 function facts(model) {
   const scores = Object.entries(model.metrics).filter(([name]) => name in SCORES);
-  const { size } = model.form;
+  const { size, num_items: items } = model.form;
   return [
     ["parameters", short(model.num_params)],
     ["size", `${short(model.size_bytes)}B`],
     ["weights", model.precision],
     ...PIECES.filter((name) => name in model.form).map((name) => [name, String(model.form[name].length)]),
+    items ? ["items", String(items)] : null,
     size ? ["image", `${size[1]} × ${size[0]}`] : null,
-    size || model.form.columns ? null : ["longest", `${model.max_len} ${model.form.items ? "items" : "tokens"}`],
+    size || model.form.columns ? null : ["longest", `${model.max_len} ${items ? "items" : "tokens"}`],
     ...scores.map(([name, value]) => [SCORES[name], short(value)]),
   ].filter(Boolean);
 }

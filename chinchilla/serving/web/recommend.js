@@ -1,6 +1,6 @@
 // A history of items, and what may come next.
 
-import { answer, curl, element, make, milliseconds, noted } from "/page.js";
+import { answer, ask, curl, element, make, milliseconds, noted } from "/page.js";
 
 const PATH = "/v1/recommend";
 const SUGGESTED = 5000;
@@ -8,15 +8,19 @@ const SUGGESTED = 5000;
 export const id = "recommend";
 let items = [];
 
-export function start(model) {
-  const known = model.form.items || [];
-  element("known-items").append(...known.slice(0, SUGGESTED).map((name) => new Option(name)));
+export function start() {
+  suggest();
   element("add").addEventListener("click", add);
   element("item").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     add();
   });
+}
+
+async function suggest() {
+  const { data } = await (await ask("/v1/items")).json();
+  element("known-items").append(...data.slice(0, SUGGESTED).map((name) => new Option(name)));
 }
 
 function add() {

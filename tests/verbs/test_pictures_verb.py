@@ -1,5 +1,8 @@
 """Images from a recipe to batches and the planner's facts: sizes, patches, classes; and that real digits are learnt."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from chinchilla.config.errors import DataError
 from chinchilla.config.plan import Training
-from chinchilla.config.run import Run
+from chinchilla.config.run import Model, Run
 from chinchilla.config.shape import ImageStem
 from chinchilla.data.letterbox import Size
 from chinchilla.models.transformer import Transformer
@@ -17,6 +20,7 @@ from chinchilla.store.run_folder import RunFolder
 from chinchilla.tasks.classify import Classify
 from chinchilla.training.monitor import Silent
 from chinchilla.training.trainer import Trainer
+from chinchilla.verbs.plan import _patches, draft_training
 from chinchilla.verbs.prepare import prepare
 
 
@@ -116,6 +120,44 @@ def test_a_class_of_a_single_image_is_refused(tmp_path):
     write(tmp_path, ["lonely"], 1, seed=1)
     with pytest.raises(DataError, match="'lonely'"):
         prepare(run_of(folder))
+
+
+@pytest.mark.parametrize(("images", "dropout"), [(60_000, 0.0), (10_000, 0.1)])
+def test_dropout_waits_for_images_seen_often_whatever_their_patches(tmp_path, small_machine, images, dropout):
+    run = run_of(write(tmp_path, ["a", "b"], 24), budget={"flops": 1e13})
+    prepared = prepare(run)
+    facts = prepared.facts.model_copy(update={"unique_tokens": images})
+    # By the rule of thumb 640,000 parameters, which see 150,000 images of 17 positions.
+    assert facts.sparsity == 17
+    assert draft_training(run, small_machine, replace(prepared, facts=facts), 60.0).dropout == dropout
+
+
+@pytest.mark.parametrize(("side", "patch"), [(64, 8), (128, 8), (160, 8), (168, 16), (400, 16)])
+def test_boxes_are_looked_for_in_the_smallest_patches_that_are_few(tmp_path, side, patch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    things = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "spot"}]}
+    for number in range(30):
+        name = f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+        things["images"].append({"id": number, "file_name": name, "width": side, "height": side})
+        box = {"id": number, "image_id": number, "category_id": 1, "bbox": [8, 8, 20, 20], "area": 400, "iscrowd": 0}
+        things["annotations"].append(box)
+    (tmp_path / "boxes.json").write_text(json.dumps(things))
+    run = run_of(folder, task="detect", data={"train": [tmp_path / "boxes.json", folder]})
+    stem = prepare(run).facts.stem
+    assert stem == ImageStem(height=-(-side // patch) * patch, width=-(-side // patch) * patch, patch=patch)
+    asked = run_of(folder, task="detect", data={"train": [tmp_path / "boxes.json", folder]}, images={"patch": 4})
+    assert prepare(asked).facts.stem.patch == 4
+
+
+def test_the_plan_says_what_an_image_is_cut_into(tmp_path):
+    facts = prepare(run_of(write(tmp_path, ["a", "b"], 24))).facts
+    ((name, value, _, why),) = _patches(search.build(facts, Model(), 32, 1, 0))
+    assert (name, value) == ("patches", "16 of 2 x 2 pixels") and "gelu" in why and "by images" in why
+    texts = facts.model_copy(update={"task": "classify_text", "stem": None})
+    assert _patches(search.build(texts, Model(), 32, 1, 0)) == []
 
 
 def test_real_digits_are_learnt(tmp_path):

@@ -28,6 +28,9 @@ NUM_BUDGETS = 24
 NUM_CONTOURS = 8
 MOST_VALLEYS = 6
 
+WIDEST = 30.0
+"""Factor beyond the best sizes up to which their band is shown."""
+
 APART = 1.8
 """Budgets whose valleys are drawn differ by at least this factor."""
 
@@ -101,7 +104,9 @@ def plan_contour_chart(kept: Frontier, num_params: float, tokens: float) -> str:
     with drawing("plan-contours"):
         drawn, (axes,) = figure(height_in=3.4)
         flops, low, best, high = (np.array(getattr(kept, name)) for name in ("flops", "low", "best", "high"))
-        ends = min(low.min(), num_params) / 2, max(high.max(), num_params) * 2
+        # A band that runs away, of a law that its runs leave open, is cut off.
+        least, most = max(low.min(), best.min() / WIDEST), min(high.max(), best.max() * WIDEST)
+        ends = min(least, num_params) / 2, max(most, num_params) * 2
 
         def loss(sizes: Array, seen: Array) -> Array:
             by_size = kept.param_scale * sizes**-kept.param_exponent
@@ -112,7 +117,7 @@ def plan_contour_chart(kept: Frontier, num_params: float, tokens: float) -> str:
         _frontier(axes, flops, (low, best, high), inside)
         compute = FLOPS_PER_PARAM_TOKEN * num_params * tokens
         axes.plot(compute, num_params, color=INK, marker="D", markersize=5, linestyle="none", label="the plan")
-        axes.legend(loc="upper left")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         return svg(drawn, "plan-contours", "Loss by the law over compute and parameters, the best size, and the plan")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from chinchilla.config.considered import Considered
 from chinchilla.config.machine import Machine, Precision
@@ -31,8 +32,11 @@ PASSES = 3
 ROW_IN = 0.21
 ATTEND = ("scores", "values")
 
-_BYTES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
-_SECONDS = {"s": 1.0, "ms": 1e-3}
+EVEN = 3.0
+"""Up to this factor between the largest and the smallest, an axis of costs is linear."""
+
+_BYTES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+_SECONDS = {"h": 3600.0, "min": 60.0, "s": 1.0, "ms": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,8 @@ def reckoned_charts(plan: Plan, batch: Batch, found: Layouts | None = None) -> l
 def choice_charts(plan: Plan) -> list[tuple[str, str, str]]:
     """Title, chart and caption of what a plan was chosen among, and by which law."""
     front = (
-        "Orange: the plan; blue: on the front, no other is as good in loss, size, answer and memory and better in one; "
-        "grey: beaten. Losses rest on one comparison: what divides them is surer than their level."
+        "Orange: the plan; blue: on the front with it, beaten by none in loss, size, answer and memory at once; grey: "
+        "beaten. Losses rest on one comparison: what divides them is surer than their level."
     )
     drawn = [("Plans for this budget", front_chart(plan.considered, plan.shape), front)]
     if plan.frontier is not None:
@@ -138,12 +142,12 @@ def front_chart(considered: Sequence[Considered], chosen: Shape) -> str:
             ("peak memory", [each.memory_bytes.p50 for each in considered], _BYTES),
         )
         for axes, (name, values, units) in zip(panels, costs, strict=True):
-            _weighed(axes, considered, values, chosen)
             unit = next((unit for unit in units if max(values) >= units[unit]), min(units, key=units.__getitem__))
+            scaled = [value / units[unit] for value in values]
+            _weighed(axes, considered, scaled, chosen)
             axes.set_xlabel(f"{name}, {unit}")
-            log_axis(axes, "x", lambda value, scale=units[unit]: f"{value / scale:g}", 4)
         panels[0].set_ylabel("loss, nats a token")
-        _name_front(panels[-1], considered, costs[-1][1])
+        _name_front(panels[-1], considered, scaled)
         return svg(drawn, "front", "Predicted loss over size, time of an answer and memory of the plans considered")
 
 
@@ -155,6 +159,12 @@ def _weighed(axes: Axes, considered: Sequence[Considered], values: Sequence[floa
         color = SECOND if each.shape == chosen else FIRST if each.on_front else MUTED
         axes.plot(value, each.loss.p50, color=color, marker="o", markersize=4.5, linestyle="none")
     axes.margins(x=0.12, y=0.1)
+    if max(values) > EVEN * min(values):
+        log_axis(axes, "x", lambda value: f"{value:g}", 3)
+    else:
+        axes.set_xscale("linear")
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _name_front(axes: Axes, considered: Sequence[Considered], values: Sequence[float]) -> None:

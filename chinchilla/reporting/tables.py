@@ -21,7 +21,6 @@ Rows = list[tuple[str, ...]]
 
 PLAN_HEAD = ("decision", "value", "why")
 PREDICTION_HEAD = ("prediction", "p10", "p50", "p90", "unit", "source")
-PROBE_HEAD = ("shape", "parameters", "precision", "tokens", "time", "step", "loss", "predicted loss")
 FRONT_HEAD = ("shape", "size", "one answer", "peak memory", "loss", "source", "against the chosen (*)")
 LEDGER_HEAD = ("quantity", "predicted p50 [p10 – p90]", "measured", "error", "inside?")
 COMPRESSION_HEAD = ("", "before", "after", "change")
@@ -48,9 +47,14 @@ def decision_rows(plan: Plan) -> Rows:
 def prediction_rows(plan: Plan) -> Rows:
     """The plan's predictions, one a row."""
     return [
-        (label(name), *(quantity(q, e.unit) for q in (e.p10, e.p50, e.p90)), e.unit, e.source)
+        (_named(name, e), *(quantity(q, e.unit) for q in (e.p10, e.p50, e.p90)), e.unit, e.source)
         for name, e in plan.predicted.items()
     ]
+
+
+def probe_head(plan: Plan) -> tuple[str, ...]:
+    """What `probe_rows` shows."""
+    return "shape", "parameters", "precision", LABELS[plan.task].many, "time", "step", "loss", "predicted loss"
 
 
 def probe_rows(probes: Sequence[Probe]) -> Rows:
@@ -113,8 +117,13 @@ def ledger_rows(records: Sequence[Mapping[str, Any]]) -> Rows:
         predicted, measured = Estimate.model_validate(record["predicted"]), record["measured"]
         error = f"{(predicted.p50 / measured - 1) * 100:+.1f} %" if measured else NONE
         inside = "yes" if inside_interval(record) else "no"
-        rows.append((label(record["name"]), interval(predicted), quantity(measured, predicted.unit), error, inside))
+        rows.append((_named(record["name"], predicted), interval(predicted), quantity(measured, predicted.unit), error, inside))
     return rows
+
+
+def _named(name: str, estimate: Estimate) -> str:
+    """A quantity in words; tokens are what the task counts, which is their unit."""
+    return estimate.unit if name == "tokens" else label(name)
 
 
 def inside_interval(record: Mapping[str, Any]) -> bool:
@@ -151,9 +160,9 @@ def plan_table(plan: Plan) -> Group:
         tables.append(_table("Predictions", PREDICTION_HEAD, prediction_rows(plan), left=(0, 4, 5)))
     if rows := front_rows(plan):
         tables.append(_table("Plans on the front", FRONT_HEAD, rows, left=(0, 5, 6)))
-        tables.append(Text(front_note(plan)))
+        tables.append(Text(front_note(plan) + "\n"))
     if plan.probes:
-        tables.append(_table("Probe runs", PROBE_HEAD, probe_rows(plan.probes), left=(0, 2)))
+        tables.append(_table("Probe runs", probe_head(plan), probe_rows(plan.probes), left=(0, 2)))
     return Group(*tables)
 
 

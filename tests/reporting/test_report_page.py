@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from reporting_fakes import HOSTILE, make_compression, make_results
+from reporting_fakes import HOSTILE, make_compression, make_plan, make_results
 
 from chinchilla.config.errors import FaultError, UsageError
+from chinchilla.config.load import load_run
+from chinchilla.config.plan import Rows
 from chinchilla.reporting import page, record
 from chinchilla.store import journal
 from chinchilla.store.run_folder import RunFolder
@@ -266,3 +268,35 @@ def test_many_events_are_counted_and_the_last_shown(run: RunFolder) -> None:
     assert "step: 999" in text
     assert "step: 799 " not in text
     assert "2026-09-01 10:00:00 " in text
+
+
+def with_cluster(run: RunFolder, path: Path) -> None:
+    """Make it a run of a plan that kept its rows, for two nodes of a file."""
+    node = 'devices = 1\nflops_per_s = { bf16 = 2e11 }\nmemory_bytes = "16GB"\nbytes_per_s = 2e10\n'
+    nodes = "".join(f'[[node]]\nname = "{name}"\n{node}' for name in ("one", "two"))
+    path.write_text(f'{nodes}[[link]]\nbetween = ["one", "two"]\nbytes_per_s = 1e8\nlatency_s = 1e-4\n')
+    words = ["task=translate", "data.train=pairs.tsv", "budget.time=10m", f"cluster.file={path}"]
+    run.write_run(load_run(None, words))
+    rows = Rows(num_examples=90_000, mean_source_len=120, mean_target_len=120, max_len=128)
+    run.write_plan(make_plan().model_copy(update={"rows": rows}))
+
+
+def test_the_layouts_of_a_cluster_are_in_the_report(run: RunFolder, tmp_path: Path, caplog) -> None:
+    cluster = tmp_path / "cluster.toml"
+    with_cluster(run, cluster)
+    text = report(run.path).read_text("utf-8")
+    assert "Layouts of a step" in text
+    assert "one node: one" in text
+    cluster.unlink()
+    with caplog.at_level("WARNING", logger="chinchilla"):
+        text = report(run.path).read_text("utf-8")
+    assert "Layouts of a step" not in text
+    assert "the report shows no layouts" in caplog.text and "cluster.toml" in caplog.text
+
+
+def test_other_plans_are_in_the_report_and_an_older_plan_has_none(run: RunFolder) -> None:
+    shown = outline(run).text()
+    assert "Other plans for the budget" in shown
+    assert "3+3×128 12.7 MB 124 ms 1.14 GB 2.470 guess 1.48× smaller, 1.26× faster; loss +0.090 (+3.8%)" in shown
+    run.write_plan(make_plan().model_copy(update={"considered": ()}))
+    assert "Other plans" not in outline(run).text()

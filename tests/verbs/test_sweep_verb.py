@@ -125,13 +125,21 @@ def test_an_interrupted_run_is_gone_on_with(swept, small_runs, small_machine, tm
     assert "going on with" in err
 
 
-def test_a_plan_takes_the_law(swept, small_runs):
+def test_a_plan_takes_the_law(swept, small_runs, monkeypatch):
+    # Several sizes to weigh, for few sentences.
+    monkeypatch.setattr("chinchilla.planning.search.MOST_EPOCHS", 10**6)
+    monkeypatch.setattr("chinchilla.planning.search.DIMS", (32, 64, 96))
     code, out, err = call("plan", *small_runs, "--law", swept["law"], "--budget", "30s", "--json")
     assert code == 0, err
     plan = json.loads(out.splitlines()[-1])
     law = read_law(Path(swept["law"]))
     assert plan["predicted"]["loss"] == law.predict(plan["num_params"], plan["predicted"]["tokens"]["p50"]).model_dump()
     assert any("own law" in decision["reason"] for decision in plan["decisions"])
+    assert len(plan["considered"]) == 3
+    (ours,) = (each for each in plan["considered"] if each["num_params"] == plan["num_params"])
+    assert ours["on_front"] and ours["loss"] == plan["predicted"]["loss"]
+    assert all(each["loss"]["p50"] >= ours["loss"]["p50"] for each in plan["considered"])
+    assert plan["frontier"]["name"] == "own"
     assert plan["training"]["batch_tokens"] == law.settings.batch_tokens
 
 

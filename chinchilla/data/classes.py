@@ -33,9 +33,9 @@ class Classes(Frozen):
         """The number of a class; -1 where it is none of them."""
         return self.names.index(name) if name in self.names else -1
 
-    def counts(self, numbers: NDArray[np.integer[Any]]) -> tuple[int, ...]:
-        """How many of these examples, each the number of a class, every class has."""
-        return tuple(np.bincount(numbers, minlength=len(self.names)).tolist())
+    def counts(self, numbers: NDArray[np.integer[Any]]) -> dict[str, int]:
+        """How many of these examples, each the number of a class, every class has, in order."""
+        return dict(zip(self.names, np.bincount(numbers, minlength=len(self.names)).tolist(), strict=True))
 
 
 def class_name(value: object, column: str) -> str:

@@ -44,7 +44,7 @@ class Replays:
         """The micro-batches with their disturbances, which ask for gradients."""
         if self._task is None:
             return micro_batches
-        known = self._disturbances or [None] * len(micro_batches)
+        known: Sequence[Tensor | None] = self._disturbances or [None] * len(micro_batches)
         pairs = zip(micro_batches, known, strict=True)
         return [
             {**batch, DISTURBANCE: self._task.carried(model, batch, delta).requires_grad_()} for batch, delta in pairs

@@ -1,7 +1,7 @@
 """A run's data, ready to train on and to score with, whatever they are."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from chinchilla.config.adapter import Adapter
@@ -27,7 +27,7 @@ class MakeBatches(Protocol):
 class Prepared:
     """A run's data, ready to train on and to score with; `test` holds examples as the task scores them.
 
-    `class_counts` are the training examples of each class in order; empty where there are none.
+    `class_counts` are the training examples of each class in order; empty where there are no classes.
     """
 
     run: Run
@@ -40,7 +40,7 @@ class Prepared:
     facts: Facts
     make_batches: MakeBatches
     start: Start | None = None
-    class_counts: tuple[int, ...] = ()
+    class_counts: Mapping[str, int] = field(default_factory=dict)
 
     def class_weights(self, run: Run) -> tuple[float, ...]:
         """See `tasks.class_weights`.
@@ -49,7 +49,7 @@ class Prepared:
             UsageError: a class that is weighed is none.
         """
         asked = run.train.class_weights
-        return class_weights(asked, self.codec.classes, self.class_counts) if asked is not None else ()
+        return class_weights(asked, self.class_counts) if asked is not None else ()
 
     def new_model(self, shape: Shape, dropout: float) -> Transformer:
         """A model to train, with what it takes over from the one that the run starts from."""

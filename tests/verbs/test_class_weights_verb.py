@@ -30,7 +30,7 @@ def test_the_plan_holds_the_balance_of_the_training_examples(task, tmp_path, sma
     training = draft_training(run, small_machine, prepared, 60.0)
     labels = labels_of(prepared.batches(training))  # one a micro-batch, so that none is left over
     names = prepared.codec.classes.names
-    assert prepared.class_counts == tuple(np.bincount(labels, minlength=len(names)))
+    assert prepared.class_counts == dict(zip(names, np.bincount(labels).tolist(), strict=True))
     expected = compute_class_weight("balanced", classes=np.arange(len(names)), y=labels)
     assert training.class_weights == pytest.approx(expected.tolist())
 

@@ -257,7 +257,7 @@ class Evaluate(Frozen):
     """How answers are searched for when a model is scored."""
 
     beam_size: PositiveInt = 4
-    max_examples: PositiveInt | None = Field(None, description="score only the first so many test examples")
+    max_examples: PositiveInt | None = Field(None, description="score only so many test examples, evenly chosen")
 
 
 class Run(Frozen):

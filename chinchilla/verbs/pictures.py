@@ -65,7 +65,8 @@ def _examples(run: Run, split: ImageSplit[Pictures]) -> tuple[tuple[Any, str, st
 
 def _prepare(run: Run, split: ImageSplit[Pictures], task: Task, test: tuple[Any, ...], tell: Tell) -> Prepared:
     pictures = split.train
-    classes = make_classes(Counter(pictures.classes[label] for label in pictures.labels), run.data)
+    labels = (pictures.classes[label] for part in (split.train, split.valid, split.test) for label in part.labels)
+    classes = make_classes(Counter(labels), run.data)
     stem = ImageStem(**pictures.size._asdict(), patch=_patch(run, pictures.size))
     codec = PictureClasses(classes, pictures.size, colours_of(pictures))
     tell(f"{len(classes.names)} classes; images of {stem.height} x {stem.width} in patches of {stem.patch}")

@@ -13,7 +13,7 @@ from chinchilla.verbs.chats import DIALOGUE
 from chinchilla.verbs.histories import RECOMMEND
 from chinchilla.verbs.labelled_texts import CLASSIFY_TEXT
 from chinchilla.verbs.pictures import CLASSIFY_IMAGE
-from chinchilla.verbs.prepared import Kind, Prepared, Tell
+from chinchilla.verbs.prepared import Kind, Prepared, Tell, spread
 from chinchilla.verbs.scenes import DETECT
 from chinchilla.verbs.table_rows import CLASSIFY_TABLE
 from chinchilla.verbs.texts import GENERATE, SUMMARISE, TRANSLATE
@@ -79,4 +79,4 @@ def split_examples(run: Run) -> Any:
 def test_examples(run: Run, split: Any = None) -> tuple[Any, ...]:
     """The test examples that the run is scored on."""
     kind = kind_of(run.task)
-    return kind.examples(run, kind.split(run) if split is None else split)[: run.evaluate.max_examples]
+    return spread(kind.examples(run, kind.split(run) if split is None else split), run.evaluate.max_examples)

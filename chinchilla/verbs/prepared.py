@@ -1,6 +1,6 @@
 """A run's data, ready to train on and to score with, whatever they are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -67,6 +67,13 @@ class Prepared:
     def valid_batches(self, training: Training) -> Batches:
         """Validation micro-batches, of the training ones' size so that kernels are made once."""
         return self.make_batches(self.valid, _micro(training), 0, self.batches(training))
+
+
+def spread(examples: Sequence[Any], most: int | None) -> tuple[Any, ...]:
+    """So many of them, evenly from the first to the last (files are often sorted by class); all if `most` is None."""
+    if most is None or most >= len(examples):
+        return tuple(examples)
+    return tuple(examples[number * len(examples) // most] for number in range(most))
 
 
 def _micro(training: Training) -> int:

@@ -36,7 +36,7 @@ from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.exam import RunExam
 from chinchilla.verbs.plan import NEW_PLAN_ABOVE, plan
 from chinchilla.verbs.prepare import prepare
-from chinchilla.verbs.prepared import Prepared
+from chinchilla.verbs.prepared import Prepared, spread
 from chinchilla.verbs.stop import StopSignals
 
 log = logging.getLogger("chinchilla")
@@ -346,7 +346,7 @@ Trained by Chinchilla for {show_time(outcome.train_time_s)} on {made.machine.nam
 def _write_results(folder: RunFolder, score: Score, outcome: Outcome, measured: dict[str, float]) -> None:
     results = {
         "metrics": score.metrics,
-        "samples": [vars(sample) for sample in score.samples[:SAMPLES]],
+        "samples": [vars(sample) for sample in spread(score.samples, SAMPLES)],
         "details": score.details,
         "valid_loss": outcome.valid_loss,
         "best_step": outcome.best_step,

@@ -122,6 +122,15 @@ def test_a_class_of_a_single_image_is_refused(tmp_path):
         prepare(run_of(folder))
 
 
+def test_a_class_of_three_images_has_one_in_each_part(tmp_path):
+    folder = write(tmp_path, ["a", "b"], 40)
+    write(tmp_path, ["rare"], 3, seed=1)
+    prepared = prepare(run_of(folder, evaluate={"max_examples": 9}))
+    assert prepared.codec.classes.names == ("a", "b", "rare")
+    # The folder is sorted by class: the first nine would be of one.
+    assert {example[1] for example in prepared.test} >= {"a", "b"}
+
+
 @pytest.mark.parametrize(("images", "dropout"), [(60_000, 0.0), (10_000, 0.1)])
 def test_dropout_waits_for_images_seen_often_whatever_their_patches(tmp_path, small_machine, images, dropout):
     run = run_of(write(tmp_path, ["a", "b"], 24), budget={"flops": 1e13})

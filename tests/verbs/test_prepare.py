@@ -164,5 +164,5 @@ def test_the_tokenizer_learns_from_training_data_only(pairs):
 def test_only_so_many_test_examples_are_scored(pairs):
     every = prepare(translate_run(pairs)).test
     few = prepare(translate_run(pairs, evaluate={"max_examples": 7})).test
-    assert len(every) == 30 and few == every[:7]
+    assert len(every) == 30 and few == tuple(every[place] for place in (0, 4, 8, 12, 17, 21, 25))
     assert every[0] == tuple((pairs / "test.tsv").read_text().splitlines()[0].split("\t"))

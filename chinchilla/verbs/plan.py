@@ -401,7 +401,7 @@ def _adapter(shape: Shape, adapter: Adapter | None) -> list[tuple[str, str, str,
     trained = trained_params(shape, adapter)
     share = trained / (count.num_params(shape) + added_params(shape, adapter))
     value = f"{adapter.kind} of rank {adapter.rank}, {show_count(trained)} numbers"
-    return [("adapter", value, "", f"{share:.2g} of all; the rest stays as it is")]
+    return [("adapter", value, "", f"{100 * share:.2g} % of all; the rest stays as it is")]
 
 
 def _moved(facts: Facts, shape: Shape, machine: Machine, training: Training) -> tuple[str, str, str]:

@@ -50,7 +50,10 @@ class Settings(Frozen):
 
     def over(self, draft: Training, fixed: Train) -> Training:
         """The draft with these settings, where the recipe does not fix others."""
-        said = fixed.model_dump(exclude_none=True)
+        said = set(fixed.model_dump(exclude_none=True))
+        # These two exclude each other (`config.run`).
+        said |= {"label_smoothing"} if fixed.focal_gamma else set()
+        said |= {"focal_gamma"} if fixed.label_smoothing else set()
         return draft.model_copy(update={name: value for name, value in self if name not in said})
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training_fakes import Given, digest, make_shape, make_trainer, weights
+from training_fakes import Given, digest, make_shape, make_trainer, overflow_once, weights
 
 from chinchilla.config.attack import Attack
 from chinchilla.config.shape import ImageStem, TableStem
@@ -233,6 +233,16 @@ def test_the_promise_rests_on_the_saved_disturbances(tmp_path):
     other.resume(saved)
     other.run()
     assert digest(weights(other.model)) != digest(weights(whole.model))
+
+
+def test_a_return_to_an_earlier_checkpoint_takes_its_disturbances_and_its_batch(tmp_path):
+    trainer = make(tmp_path, "images", replays=3, checkpoint_every=4, keep_checkpoints=9)
+    overflow_once(trainer, 6)
+    trainer.run()
+    assert trainer.progress.rollbacks == 1 and trainer.progress.step == 12
+    # Four groups of three steps, whatever was done in vain, of three micro-batches an epoch.
+    assert (trainer.progress.position.epoch, trainer.progress.position.index) == (1, 1)
+    assert all(delta.isfinite().all() for delta in trainer.replays.state().values())
 
 
 def test_validation_is_of_clean_inputs(tmp_path):

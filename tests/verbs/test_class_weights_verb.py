@@ -7,6 +7,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from chinchilla.config.errors import UsageError
 from chinchilla.config.load import load_run
+from chinchilla.planning.own_law import Settings
 from chinchilla.verbs.plan import draft_training
 from chinchilla.verbs.prepare import prepare
 
@@ -52,3 +53,7 @@ def test_focal_loss_turns_off_the_smoothing_that_images_have(tmp_path, small_mac
     focal = plain.model_copy(update={"train": plain.train.model_copy(update={"focal_gamma": 2.0})})
     training = draft_training(focal, small_machine, prepared, 60.0)
     assert (training.label_smoothing, training.focal_gamma, training.class_weights) == (0.0, 2.0, ())
+    # Nor does a law of smoothed runs bring it back.
+    law = Settings.of(training.model_copy(update={"label_smoothing": 0.1, "focal_gamma": 0.0}))
+    assert law.over(training, focal.train).label_smoothing == 0.0
+    assert law.over(training, plain.train).label_smoothing == 0.1

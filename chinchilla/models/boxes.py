@@ -23,6 +23,12 @@ class BoxHead(nn.Module):
         self.out = nn.Linear(dim, 4)
         self.register_buffer("place", places(stem), persistent=False)
 
+    @property
+    def centres(self) -> Tensor:
+        """Each patch's x and y (patches, 2) as shares of the image."""
+        assert isinstance(self.place, Tensor)
+        return self.place[:, :2].sigmoid()
+
     def forward(self, states: Tensor) -> Tensor:
         """`states` (batch, patches, dim) → centre x, y, width and height (batch, patches, 4) as shares of the image."""
         assert isinstance(self.place, Tensor)

@@ -147,6 +147,9 @@ class Transformer(nn.Module):
                 # Classes begin near to equal chances; a vocabulary's table is the embedding's too.
                 start = 0.1 if name.startswith("head.") and self.shape.num_classes else 1.0
                 nn.init.normal_(parameter, std=start * self.shape.dim**-0.5)
+            elif name == "box_head.out.weight":
+                # Each patch first looks at its own place, or chance would say which is matched to a box.
+                nn.init.normal_(parameter, std=0.1 * self.shape.dim**-0.5)
             else:
                 branch = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 / (math.sqrt(depth) if branch else 1))

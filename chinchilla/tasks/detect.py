@@ -65,6 +65,10 @@ class Detect:
 
         `boxes` (batch, most, 4) are centre x, y, width, height as shares of the image, `labels` (batch, most) their
         classes, -100 where there is none. Matches are those of least cost (Kuhn 1955), made anew for each batch.
+
+        Three matches an image are little to learn from, so training also asks every patch that lies in a thing for its
+        box, and which class it would be of (one for many; Jia 2022, arXiv 2207.13080). Whether to answer stays with the
+        one that is matched: to add the same to all of a patch's logits changes nothing of which.
         """
         logits, boxes = predict(model, batch["source"])
         with torch.no_grad():
@@ -74,10 +78,20 @@ class Detect:
         wanted = torch.zeros_like(logits)
         wanted[image, ours, batch["labels"][image, theirs]] = 1.0
         found, right = boxes[image, ours], batch["boxes"][image, theirs]
-        total = CLASS_WEIGHT * focal_loss(logits, wanted).sum()
-        total = total + CORNER_WEIGHT * F.l1_loss(found, right, reduction="sum")
-        total = total + OVERLAP_WEIGHT * (1 - generalised_iou(corners(found), corners(right))).sum()
-        return Loss(total, total.detach())
+        total = CLASS_WEIGHT * focal_loss(logits, wanted).sum() + place_loss(found, right).sum()
+        return Loss(total + self._within(model, logits, boxes, batch), total.detach())
+
+    def _within(self, model: Transformer, logits: Tensor, boxes: Tensor, batch: Batch) -> Tensor:
+        """What the patches within things miss of their boxes and classes; a thing counts the same, large or small."""
+        assert model.box_head is not None
+        owner = owners(model.box_head.centres, batch["boxes"], batch["labels"])
+        image, patch = (owner >= 0).nonzero(as_tuple=True)
+        thing = owner[image, patch]
+        number = image * batch["labels"].shape[1] + thing
+        share = 1 / number.bincount()[number]
+        missed = place_loss(boxes[image, patch], batch["boxes"][image, thing])
+        missed = missed + F.cross_entropy(logits[image, patch], batch["labels"][image, thing], reduction="none")
+        return (share * missed).sum()
 
     def score(
         self,
@@ -164,6 +178,24 @@ def predict(model: Transformer, source: Tensor) -> tuple[Tensor, Tensor]:
     assert model.box_head is not None
     states = model.encode(source)[:, 1:]
     return model.logits(states).float() + NOTHING, model.box_head(states)
+
+
+def owners(centres: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    """The box that each patch lies in (batch, patches), of several the smallest (Tian 2019, §3.1); -1 in none.
+
+    `centres` (patches, 2), `boxes` (batch, most, 4), `labels` (batch, most).
+    """
+    low, high = corners(boxes)[:, :, None].split(2, dim=-1)
+    inside = ((centres > low) & (centres < high)).all(-1) & (labels != IGNORE)[:, :, None]
+    area = boxes[:, :, 2:].prod(-1, keepdim=True)
+    smallest, owner = area.where(inside, torch.inf).min(1)
+    return owner.where(smallest.isfinite(), -1)
+
+
+def place_loss(found: Tensor, right: Tensor) -> Tensor:
+    """Distance and overlap of boxes (n, 4) as centre and size, weighed: of each."""
+    distance = (found - right).abs().sum(-1)
+    return CORNER_WEIGHT * distance + OVERLAP_WEIGHT * (1 - generalised_iou(corners(found), corners(right)))
 
 
 def match(logits: Tensor, boxes: Tensor, labels: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from chinchilla.config.errors import DataError
 from chinchilla.config.run import Run
-from chinchilla.config.shape import ImageStem
+from chinchilla.config.shape import ImageStem, Patch
 from chinchilla.data.boxes import Scenes
 from chinchilla.data.classes import Classes
 from chinchilla.data.letterbox import Size
@@ -18,7 +18,9 @@ from chinchilla.tasks.task import Task
 from chinchilla.verbs.pictures import SPECIALS
 from chinchilla.verbs.prepared import Kind, Prepared, Tell
 
-PATCH = 8
+PATCHES: tuple[Patch, ...] = (8, 16)
+MOST_PATCHES = 400
+"""Of an image: the smallest patches of which it has no more are taken. Attention grows with their square."""
 
 
 def _split(run: Run) -> ImageSplit[Scenes]:
@@ -28,12 +30,20 @@ def _split(run: Run) -> ImageSplit[Scenes]:
         size = split_scenes(run.data, run.seed).train.size
     else:
         size = Size(*((asked, asked) if isinstance(asked, int) else asked), 3)
-    patch = run.images.patch or PATCH
+    patch = _patch(run, size)
     return split_scenes(
         run.data,
         run.seed,
         size._replace(height=-(-size.height // patch) * patch, width=-(-size.width // patch) * patch),
     )
+
+
+def _patch(run: Run, size: Size) -> Patch:
+    """The recipe's patch, or the smallest of which an image has few."""
+    if run.images.patch is not None:
+        return run.images.patch
+    fitting = (patch for patch in PATCHES if -(-size.height // patch) * -(-size.width // patch) <= MOST_PATCHES)
+    return next(fitting, PATCHES[-1])
 
 
 def _examples(run: Run, split: ImageSplit[Scenes]) -> tuple[Example, ...]:
@@ -50,7 +60,7 @@ def _prepare(run: Run, split: ImageSplit[Scenes], task: Task, test: tuple[Any, .
     counts = Counter(int(label) for labels in scenes.labels for label in labels)
     if not counts:
         raise DataError(f"{run.data.train}: there is no box to learn from")
-    stem = ImageStem(**scenes.size._asdict(), patch=run.images.patch or PATCH)
+    stem = ImageStem(**scenes.size._asdict(), patch=_patch(run, scenes.size))
     codec = PictureBoxes(Classes(names=scenes.classes), scenes.size, colours_of(scenes))
     tell(
         f"{len(scenes.classes)} classes, {sum(counts.values()):,} boxes; frames of {stem.height} x {stem.width} pixels"

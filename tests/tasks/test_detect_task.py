@@ -17,7 +17,7 @@ from chinchilla.data.letterbox import Size
 from chinchilla.data.picture_boxes import Framed, PictureBoxes, SceneBatches
 from chinchilla.data.picture_classes import Colours
 from chinchilla.models.boxes import BoxHead, corners, generalised_iou
-from chinchilla.tasks.detect import Detect, Example, Found, average_precision, match, predict
+from chinchilla.tasks.detect import Detect, Example, Found, average_precision, match, owners, predict
 from chinchilla.tasks.task import Objective
 
 STEM = ImageStem(height=16, width=24, channels=3, patch=8)
@@ -89,6 +89,48 @@ def test_before_anything_is_learned_each_patch_looks_around_itself():
     found = head(torch.randn(1, 6, 8))[0]
     assert found[:, 0].tolist() == pytest.approx([1 / 6, 3 / 6, 5 / 6] * 2)
     assert found[:, 1].tolist() == pytest.approx([0.25] * 3 + [0.75] * 3)
+
+
+def test_a_new_model_looks_for_each_box_at_the_patch_s_own_place():
+    """Else the noise of random weights, two patches wide, would say which patch is matched to what."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = finder(dim=64, num_heads=2, num_kv_heads=2, head_dim=32, ffn_dim=64, num_encoder_layers=2)
+        boxes = predict(model, torch.randn(8, 3, 16, 24))[1].detach()
+        assert (boxes[..., :2] - model.box_head.centres).abs().mean() < 0.02
+        assert (boxes[..., 2:] - 0.15).abs().mean() < 0.02
+
+
+def test_a_patch_belongs_to_the_smallest_thing_it_lies_in():
+    # Patches of 8 x 8 pixels in 24 x 16: the first thing covers all of them, the second the right half.
+    boxes = torch.tensor([[[0.5, 0.5, 1, 1], [0.75, 0.5, 0.5, 1], [0.5, 0.5, 0.1, 0.1]]])
+    centres = BoxHead(8, STEM).centres
+    assert owners(centres, boxes, torch.tensor([[0, 1, -100]])).tolist() == [[0, 0, 1, 0, 0, 1]]
+    assert owners(centres, boxes, torch.tensor([[-100, 1, -100]])).tolist() == [[-1, -1, 1, -1, -1, 1]]
+    # What is smaller than a patch and between four of them is no patch's.
+    assert owners(centres, boxes, torch.tensor([[-100, -100, 1]])).tolist() == [[-1] * 6]
+    assert owners(centres, boxes, torch.full((1, 3), -100)).tolist() == [[-1] * 6]
+
+
+def test_what_is_reported_is_of_the_matches_and_all_patches_of_a_thing_count_as_one(monkeypatch):
+    answer = torch.tensor([0.4, 0.4, 0.3, 0.3])
+    chances = torch.tensor([1.0, -2.0])
+    same = chances.expand(1, 6, 2), answer.expand(1, 6, 4)
+    monkeypatch.setattr("chinchilla.tasks.detect.predict", lambda model, source: same)
+    right = torch.tensor([[[0.35, 0.5, 0.7, 1], [0.85, 0.5, 0.3, 1], [0, 0, 0, 0]]])
+    labels = torch.tensor([[0, 1, -100]])
+    loss = Detect().loss(finder(), {"source": torch.empty(1), "boxes": right, "labels": labels}, Objective())
+    missed = [
+        5 * (answer - box).abs().sum() + 2 * (1 - generalised_iou(corners(answer), corners(box)))
+        for box in right[0, :2]
+    ]
+    log_chances = chances.log_softmax(0)
+    within = sum(missed) - log_chances[0] - log_chances[1]
+    assert float(loss.total - loss.plain) == pytest.approx(float(within), rel=1e-5)
+    hit, miss = (-(sign * chances).sigmoid().log() * (1 - (sign * chances).sigmoid()) ** 2 for sign in (1, -1))
+    # Each class is right once, and wrong at five patches.
+    classes = 2 * (0.25 * hit.sum() + 5 * 0.75 * miss.sum())
+    assert float(loss.plain) == pytest.approx(float(classes + sum(missed)), rel=1e-5)
 
 
 def test_every_weight_learns_and_an_image_without_boxes_does_no_harm():

@@ -1,6 +1,6 @@
 """What the planner decided, and what it predicts."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -40,6 +40,27 @@ FAMILIES: dict[TaskName, Family] = {
 
 PACKED: frozenset[TaskName] = frozenset(("translate", "summarise", "dialogue", "classify_text", "recommend"))
 """Tasks whose rows hold several examples, which must not see each other."""
+
+
+class Label(NamedTuple):
+    """What a task plans, counts and averages over, in words."""
+
+    one: str
+    many: str
+
+
+TOKEN, EXAMPLE = Label("token", "tokens"), Label("example", "examples")
+LABELS: dict[TaskName, Label] = {
+    "translate": TOKEN,
+    "summarise": TOKEN,
+    "generate": TOKEN,
+    "dialogue": TOKEN,
+    "classify_text": EXAMPLE,
+    "classify_image": EXAMPLE,
+    "classify_table": EXAMPLE,
+    "detect": Label("box", "boxes"),
+    "recommend": Label("item", "items"),
+}
 
 
 class Training(Frozen):

@@ -10,7 +10,7 @@ from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Machine, Precision
-from chinchilla.config.plan import FAMILIES, PACKED, Decision, Family, OptimizerKind, TaskName
+from chinchilla.config.plan import FAMILIES, LABELS, PACKED, Decision, Family, OptimizerKind, TaskName
 from chinchilla.config.run import Limits, Model
 from chinchilla.config.shape import ImageStem, Shape, Stem
 from chinchilla.config.units import show_count
@@ -89,7 +89,7 @@ class Facts(Frozen):
     @property
     def labels(self) -> str:
         """What is counted, in a word."""
-        return "examples" if self.labels_per_row else "tokens"
+        return LABELS[self.task].many
 
     @property
     def positions_per_label(self) -> float:

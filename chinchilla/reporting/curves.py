@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from chinchilla.config.estimate import Estimate
-from chinchilla.config.plan import Probe
+from chinchilla.config.plan import Label, Probe
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
 from chinchilla.planning.audit import NOMINAL, wilson
@@ -55,8 +55,8 @@ def _thinned(values: Numbers) -> Numbers:
     return np.array([part.mean() for part in np.array_split(values, MAX_POINTS)])
 
 
-def loss_curve(records: Records, predicted: Estimate | None) -> str:
-    """Training and validation loss (nats a token) over tokens, with the predicted final loss as a band."""
+def loss_curve(records: Records, predicted: Estimate | None, label: Label) -> str:
+    """Training and validation loss (nats a token, say) over tokens, with the predicted final loss as a band."""
     train, valid = series(records, "tokens", "loss"), series(records, "tokens", "valid_loss")
     if not len(train[0]) and not len(valid[0]):
         return ""
@@ -68,10 +68,10 @@ def loss_curve(records: Records, predicted: Estimate | None) -> str:
             axes.axhspan(predicted.p10, predicted.p90, color=PREDICTED, alpha=0.18, linewidth=0)
             axes.axhline(predicted.p50, color=PREDICTED, linestyle="--", linewidth=1, label="predicted, p10 to p90")
         _below_the_start(axes, train[1], valid[1])
-        axes.set(xlabel="tokens", ylabel="loss, nats a token")
+        axes.set(xlabel=label.many, ylabel=f"loss, nats a {label.one}")
         counted(axes)
         axes.legend(loc="upper right")
-        return svg(drawn, "loss", "Training and validation loss over tokens, with the predicted final loss")
+        return svg(drawn, "loss", f"Training and validation loss over {label.many}, with the predicted final loss")
 
 
 def _below_the_start(axes: Axes, train: Numbers, valid: Numbers) -> None:
@@ -81,7 +81,7 @@ def _below_the_start(axes: Axes, train: Numbers, valid: Numbers) -> None:
         axes.set_ylim(top=top + 0.05 * abs(top))
 
 
-def learning_rate_curve(records: Records) -> str:
+def learning_rate_curve(records: Records, label: Label) -> str:
     """The learning rate over tokens."""
     xs, ys = series(records, "tokens", "learning_rate")
     if not len(xs):
@@ -90,25 +90,25 @@ def learning_rate_curve(records: Records) -> str:
         drawn, (axes,) = figure()
         axes.plot(xs, ys, color=FIRST)
         axes.fill_between(xs, ys, color=FIRST, alpha=0.08, linewidth=0)
-        axes.set_xlabel("tokens")
+        axes.set_xlabel(label.many)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.set_ylim(bottom=0)
         counted(axes)
-        return svg(drawn, "rate", "Learning rate over tokens")
+        return svg(drawn, "rate", f"Learning rate over {label.many}")
 
 
-def speed_curve(records: Records) -> str:
+def speed_curve(records: Records, label: Label) -> str:
     """Tokens a second over tokens."""
-    return _level("speed", series(records, "tokens", "tokens_per_s"), "tokens a second")
+    return _level("speed", series(records, "tokens", "tokens_per_s"), f"{label.many} a second", label)
 
 
-def peak_curve(records: Records) -> str:
+def peak_curve(records: Records, label: Label) -> str:
     """Per cent of the machine's measured peak over tokens."""
     tokens, fraction = series(records, "tokens", "peak_fraction")
-    return _level("peak", (tokens, fraction * 100), "% of peak")
+    return _level("peak", (tokens, fraction * 100), "% of peak", label)
 
 
-def _level(name: str, points: tuple[Numbers, Numbers], title: str) -> str:
+def _level(name: str, points: tuple[Numbers, Numbers], title: str, label: Label) -> str:
     """A quantity that ought to stay where it is, from zero, with its median."""
     if not len(points[0]):
         return ""
@@ -117,15 +117,15 @@ def _level(name: str, points: tuple[Numbers, Numbers], title: str) -> str:
         median = float(np.median(points[1]))
         axes.plot(*points, color=FIRST, linewidth=1.1)
         axes.axhline(median, color=MUTED, linestyle=":", linewidth=1)
-        axes.set(xlabel="tokens", ylabel=title)
+        axes.set(xlabel=label.many, ylabel=title)
         axes.set_ylim(0, 1.25 * max(points[1]) or 1)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         counted(axes)
         counted(axes, "y")
-        return svg(drawn, name, f"{title} over tokens, median {show_count(median)}")
+        return svg(drawn, name, f"{title} over {label.many}, median {show_count(median)}")
 
 
-def probe_chart(probes: Sequence[Probe], chosen: Shape) -> str:
+def probe_chart(probes: Sequence[Probe], chosen: Shape, label: Label) -> str:
     """Loss against time of the probe runs, one line a shape; the chosen shape stands out."""
     shown = [p for p in probes if finite(p.loss)]
     if not shown:
@@ -138,7 +138,7 @@ def probe_chart(probes: Sequence[Probe], chosen: Shape) -> str:
             times, losses = [p.time_s for p in runs], [p.loss for p in runs]
             axes.plot(times, losses, color=accent, linewidth=width, marker="o", markersize=4)
         _name_ends(axes, shown, chosen)
-        axes.set(xlabel="seconds of training", ylabel="loss, nats a token")
+        axes.set(xlabel="seconds of training", ylabel=f"loss, nats a {label.one}")
         axes.margins(x=0.04)
         return svg(drawn, "probes", "Loss against training time of each probed shape")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from chinchilla.config.plan import TaskName
+from chinchilla.config.plan import LABELS, TaskName
 from chinchilla.config.units import show_count
 from chinchilla.planning.layout import Layouts
 from chinchilla.reporting import curves, tables
@@ -113,19 +113,23 @@ def _plan(record: Record, found: Layouts | None) -> dict[str, Any]:
         "front_note": tables.front_note(plan),
         "choice": charts(*choice_charts(plan)),
         "probes": tables.probe_rows(plan.probes),
-        "probe_head": tables.PROBE_HEAD,
-        "probe_charts": charts(("Probe runs", curves.probe_chart(plan.probes, plan.shape), "Blue: the chosen shape.")),
+        "probe_head": tables.probe_head(plan),
+        "probe_charts": charts(
+            ("Probe runs", curves.probe_chart(plan.probes, plan.shape, LABELS[plan.task]), "Blue: the chosen shape.")
+        ),
         "reckoning": charts(*reckoned_charts(plan, plan_batch(plan), found)),
     }
 
 
 def _outcome(record: Record) -> dict[str, Any]:
+    label, seen = LABELS[record.plan.task], record.metrics
+    loss = curves.loss_curve(seen, record.plan.predicted.get("loss"), label)
     return {
         "charts": charts(
-            ("Loss", curves.loss_curve(record.metrics, record.plan.predicted.get("loss")), "A steep start is cut off."),
-            ("Learning rate", curves.learning_rate_curve(record.metrics), ""),
-            ("Tokens a second", curves.speed_curve(record.metrics), "Dotted: the median."),
-            ("Share of the machine's measured peak", curves.peak_curve(record.metrics), "Dotted: the median."),
+            ("Loss", loss, "A steep start is cut off."),
+            ("Learning rate", curves.learning_rate_curve(seen, label), ""),
+            (f"{label.many.capitalize()} a second", curves.speed_curve(seen, label), "Dotted: the median."),
+            ("Share of the machine's measured peak", curves.peak_curve(seen, label), "Dotted: the median."),
         ),
         "ledger": tables.ledger_rows(record.ledger),
         "ledger_head": tables.LEDGER_HEAD,
@@ -172,7 +176,7 @@ def _lead(record: Record) -> str:
     kind = "encoder-decoder" if plan.shape.num_encoder_layers and plan.shape.num_decoder_layers else "transformer"
     words = [f"{show_count(plan.num_params)}-parameter {kind} ({tables.shape_name(plan.shape)})"]
     if results and results.tokens:
-        words.append(f"trained on {show_count(results.tokens)} tokens")
+        words.append(f"trained on {show_count(results.tokens)} {LABELS[plan.task].many}")
     if results and results.train_time_s:
         words.append(f"in {seconds(results.train_time_s)}")
     if record.compression:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chinchilla.config.estimate import Estimate
+from chinchilla.config.plan import TOKEN, Label
 from chinchilla.config.units import show_count
 from chinchilla.reporting.tables import is_terminal
 from chinchilla.reporting.values import clean, interval, seconds, typewriter
@@ -43,6 +44,7 @@ class Progress:
         self._lock = threading.RLock()
         self._live: Live | None = None
         self._total_steps = 1
+        self._label = TOKEN
         self._loss = ""
         self._last = -LINE_INTERVAL_S
         self._unwritten = ""
@@ -60,14 +62,17 @@ class Progress:
         with self._lock:
             self._total_steps = max(1, steps)
 
-    def start(self, total_steps: int, total_tokens: float, predicted_loss: Estimate | None) -> None:
-        """Training begins; `predicted_loss` is the validation loss it is thought to end with."""
+    def start(self, total_steps: int, total: float, label: Label, predicted_loss: Estimate | None) -> None:
+        """Training begins, on `total` of what `label` calls them.
+
+        `predicted_loss` is the validation loss it is thought to end with.
+        """
         with self._lock:
             self.stop()
-            self._total_steps = max(1, total_steps)
+            self._total_steps, self._label = max(1, total_steps), label
             self._loss = f"predicted end {interval(predicted_loss)}" if predicted_loss else ""
             self._last = -float("inf")
-            self._write(f"> training: {total_steps:,} steps, {show_count(total_tokens)} tokens", "bold")
+            self._write(f"> training: {total_steps:,} steps, {show_count(total)} {label.many}", "bold")
             if self._terminal:
                 console = Console(file=self._file, force_terminal=True, highlight=False, markup=False, emoji=False)
                 # No refresh thread: the bar moves with the steps, and the processors are for training.
@@ -85,7 +90,7 @@ class Progress:
         time_left_s: float | None = None,
     ) -> None:
         """One step is done; `peak_fraction` is of the machine's measured peak."""
-        parts = [f"loss {loss:.3f}", f"{show_count(tokens_per_s)} tokens/s"]
+        parts = [f"loss {loss:.3f}", f"{show_count(tokens_per_s)} {self._label.many}/s"]
         if peak_fraction is not None:
             parts.append(f"{peak_fraction:.0%} of peak")
         if self._loss:

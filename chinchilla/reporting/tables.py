@@ -12,7 +12,7 @@ from rich.text import Text
 
 from chinchilla.config.considered import Considered
 from chinchilla.config.estimate import Estimate
-from chinchilla.config.plan import Plan, Probe
+from chinchilla.config.plan import LABELS, Plan, Probe
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
 from chinchilla.reporting.values import NONE, clean, interval, label, metric, quantity, seconds, typewriter
@@ -117,7 +117,9 @@ def ledger_rows(records: Sequence[Mapping[str, Any]]) -> Rows:
         predicted, measured = Estimate.model_validate(record["predicted"]), record["measured"]
         error = f"{(predicted.p50 / measured - 1) * 100:+.1f} %" if measured else NONE
         inside = "yes" if inside_interval(record) else "no"
-        rows.append((_named(record["name"], predicted), interval(predicted), quantity(measured, predicted.unit), error, inside))
+        rows.append(
+            (_named(record["name"], predicted), interval(predicted), quantity(measured, predicted.unit), error, inside)
+        )
     return rows
 
 

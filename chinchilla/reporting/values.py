@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chinchilla.config.estimate import Estimate
+from chinchilla.config.plan import LABELS
 from chinchilla.config.units import show_bytes, show_count, show_energy, show_time
 
 NONE = "–"
@@ -36,7 +37,8 @@ NAMES = {
 
 PER_CENT = ("bleu", "chrf", "rouge1", "rouge2", "rougeL")
 
-_COUNTS = {"token", "tokens", "step", "steps", "param", "params", "parameters", "flop", "flops", "examples"}
+_COUNTS = {"token", "tokens", "step", "steps", "param", "params", "parameters", "flop", "flops"}
+_COUNTS |= {label.many for label in LABELS.values()}
 _TYPEWRITER = str.maketrans(
     {"–": "-", "—": "-", "−": "-", "×": "x", "µ": "u", "≥": ">=", "≤": "<=", "±": "+-", "…": "...", "→": "->"}
     | {"‘": "'", "’": "'", "“": '"', "”": '"', "·": "-", "≈": "~", "√": "sqrt "}

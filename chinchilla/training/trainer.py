@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from chinchilla.config.errors import FaultError, StoppedError, UsageError
-from chinchilla.config.plan import Training
+from chinchilla.config.plan import LABELS, Training
 from chinchilla.data.batches import Batches
 from chinchilla.data.stream import Item, stream
 from chinchilla.models.transformer import Transformer
@@ -292,7 +292,7 @@ class Trainer:
         load_weights(self.model, kept)
         self.records.metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, valid_loss=loss)
         self._track({"valid_loss": loss})
-        self.monitor.note(f"step {progress.step}: validation loss {loss:.4f} nats a token")
+        self.monitor.note(f"step {progress.step}: validation loss {loss:.4f} nats a {LABELS[self.task.name].one}")
 
     def valid_loss(self) -> float:
         """Plain cross-entropy on the validation data, in nats a token."""

@@ -55,7 +55,7 @@ class Watch:
         median = statistics.median(self.losses)
         self.best = min(self.best, median)
         if median > self.best + RISE:
-            raise DivergedError(f"the loss rose to {median:.4g}, from {self.best:.4g} nats a token, and stayed there")
+            raise DivergedError(f"the loss rose to {median:.4g}, from {self.best:.4g} nats, and stayed there")
 
     @property
     def calm(self) -> bool:

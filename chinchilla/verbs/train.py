@@ -16,7 +16,7 @@ from chinchilla.config.adapter import Adapter
 from chinchilla.config.errors import StoppedError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.load import Loaded
-from chinchilla.config.plan import OptimizerKind, Plan
+from chinchilla.config.plan import LABELS, Label, OptimizerKind, Plan
 from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count, show_time
@@ -53,8 +53,8 @@ class Progress(Monitor, Protocol):
     def stage(self, text: str) -> None:
         """What is being done now."""
 
-    def start(self, total_steps: int, total_tokens: float, predicted_loss: Estimate | None) -> None:
-        """Training begins."""
+    def start(self, total_steps: int, total: float, label: Label, predicted_loss: Estimate | None) -> None:
+        """Training begins, on `total` of what `label` calls them."""
 
     def stop(self) -> None:
         """Training has ended."""
@@ -188,7 +188,7 @@ def _carry_out(
     if saved is not None:
         trainer.resume(saved)
     reset_peak(trainer.device)
-    progress.start(trainer.training.steps, made.predicted["tokens"].p50, made.predicted.get("loss"))
+    progress.start(trainer.training.steps, made.predicted["tokens"].p50, LABELS[made.task], made.predicted.get("loss"))
     try:
         outcome = _run(trainer, stop)
     finally:
@@ -331,7 +331,8 @@ tags: [{made.task}]
 # {made.task.replace("_", " ").capitalize()}, {show_count(made.num_params)} parameters
 
 Trained by Chinchilla for {show_time(outcome.train_time_s)} on {made.machine.name} ({made.machine.threads} threads,
-{platform.system()}): {show_count(outcome.tokens)} tokens, {outcome.tokens / made.unique_tokens:.2g} epochs.
+{platform.system()}): {show_count(outcome.tokens)} {LABELS[made.task].many},
+{outcome.tokens / made.unique_tokens:.2g} epochs.
 
 | metric (test data) | value |
 |---|---|

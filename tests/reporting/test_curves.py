@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from reporting_fakes import MEASURED, PREDICTED, make_compression, make_plan, make_probe, make_shape
 
+from chinchilla.config.plan import TOKEN
 from chinchilla.reporting import curves
 from chinchilla.reporting.canvas import PALETTE, drawable
 
@@ -29,11 +30,11 @@ STEPS = [
 VALID = [{"step": step, "tokens": step * 100, "valid_loss": 8 / step**0.3} for step in (20, 40)]
 LEDGER = [{"name": name, "predicted": PREDICTED[name].model_dump(), "measured": MEASURED[name]} for name in PREDICTED]
 CHARTS: dict[str, Callable[[], str]] = {
-    "loss": lambda: curves.loss_curve([*STEPS, *VALID], PREDICTED["loss"]),
-    "rate": lambda: curves.learning_rate_curve(STEPS),
-    "speed": lambda: curves.speed_curve(STEPS),
-    "peak": lambda: curves.peak_curve(STEPS),
-    "probes": lambda: curves.probe_chart(make_plan().probes, make_plan().shape),
+    "loss": lambda: curves.loss_curve([*STEPS, *VALID], PREDICTED["loss"], TOKEN),
+    "rate": lambda: curves.learning_rate_curve(STEPS, TOKEN),
+    "speed": lambda: curves.speed_curve(STEPS, TOKEN),
+    "peak": lambda: curves.peak_curve(STEPS, TOKEN),
+    "probes": lambda: curves.probe_chart(make_plan().probes, make_plan().shape, TOKEN),
     "ledger": lambda: curves.ledger_chart(LEDGER),
     "compression": lambda: curves.compression_chart(make_compression("../translate-1")),
 }
@@ -106,12 +107,12 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize(
     "empty",
     [
-        lambda: curves.loss_curve([], PREDICTED["loss"]),
-        lambda: curves.loss_curve([{"tokens": 5, "loss": None}], None),
-        lambda: curves.learning_rate_curve([]),
-        lambda: curves.speed_curve(VALID),
-        lambda: curves.peak_curve([]),
-        lambda: curves.probe_chart((), make_shape(192)),
+        lambda: curves.loss_curve([], PREDICTED["loss"], TOKEN),
+        lambda: curves.loss_curve([{"tokens": 5, "loss": None}], None, TOKEN),
+        lambda: curves.learning_rate_curve([], TOKEN),
+        lambda: curves.speed_curve(VALID, TOKEN),
+        lambda: curves.peak_curve([], TOKEN),
+        lambda: curves.probe_chart((), make_shape(192), TOKEN),
         lambda: curves.ledger_chart([LEDGER[0] | {"measured": None}]),
         lambda: curves.compression_chart({"before": {"size_bytes": None}, "after": {}}),
     ],
@@ -122,16 +123,16 @@ def test_nothing_to_draw_gives_no_chart(empty: Callable[[], str]) -> None:
 
 def test_one_point_is_enough() -> None:
     for draw in (curves.learning_rate_curve, curves.speed_curve, curves.peak_curve):
-        assert draw(STEPS[:1])
-    assert curves.loss_curve(VALID[:1], None)
-    assert curves.probe_chart((make_probe(192, 8.0, 5.0),), make_shape(256))
+        assert draw(STEPS[:1], TOKEN)
+    assert curves.loss_curve(VALID[:1], None, TOKEN)
+    assert curves.probe_chart((make_probe(192, 8.0, 5.0),), make_shape(256), TOKEN)
     assert curves.ledger_chart(LEDGER[:1])
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=5), st.floats(1e-6, 1e12))
 def test_odd_numbers_do_not_stop_a_chart(losses: list[float], measured: float) -> None:
-    curves.loss_curve([{"tokens": i, "loss": loss} for i, loss in enumerate(losses)], None)
+    curves.loss_curve([{"tokens": i, "loss": loss} for i, loss in enumerate(losses)], None, TOKEN)
     curves.ledger_chart([LEDGER[0] | {"measured": measured}])
 
 
@@ -157,9 +158,9 @@ def test_a_long_series_is_averaged_and_keeps_its_mean() -> None:
 
 
 def test_the_predicted_loss_is_drawn_as_a_band_at_its_height() -> None:
-    with_band = curves.loss_curve([*STEPS, *VALID], PREDICTED["loss"])
+    with_band = curves.loss_curve([*STEPS, *VALID], PREDICTED["loss"], TOKEN)
     assert "predicted, p10 to p90" in texts(with_band)
-    assert "predicted, p10 to p90" not in texts(curves.loss_curve([*STEPS, *VALID], None))
+    assert "predicted, p10 to p90" not in texts(curves.loss_curve([*STEPS, *VALID], None, TOKEN))
 
 
 def test_a_miss_is_a_diamond_of_its_own_colour() -> None:
@@ -181,7 +182,7 @@ def test_the_ledger_tells_its_coverage_beside_the_nominal_one() -> None:
 
 
 def test_probed_shapes_are_named_and_the_chosen_one_stands_out() -> None:
-    svg = curves.probe_chart(make_plan().probes, make_shape(192))
+    svg = curves.probe_chart(make_plan().probes, make_shape(192), TOKEN)
     assert {"3+3×192, 4.61M", "3+3×384, 9.22M"} <= set(texts(svg))
 
 

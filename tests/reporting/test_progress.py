@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import pytest
 from reporting_fakes import PREDICTED
 
+from chinchilla.config.plan import LABELS, TOKEN
 from chinchilla.reporting.progress import BAR_INTERVAL_S, LINE_INTERVAL_S, NoteHandler, Progress
 
 
@@ -66,7 +67,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, no_color: str = "") -> Iterator[Sc
 
 
 def train(progress: Progress, clock: Clock, steps: int = 100, step_time_s: float = 1.0) -> None:
-    progress.start(steps, 2.5e5, PREDICTED["loss"])
+    progress.start(steps, 2.5e5, TOKEN, PREDICTED["loss"])
     for step in range(1, steps + 1):
         clock.now += step_time_s
         progress.step(step, 5.0 - step / 100, 18_900.0, 0.463, (steps - step) * step_time_s)
@@ -102,15 +103,23 @@ def test_off_a_terminal_lines_are_ascii_without_codes() -> None:
 def test_what_is_not_known_is_left_out() -> None:
     file = io.StringIO()
     with Progress(file, Clock()) as progress:
-        progress.start(10, 100, None)
+        progress.start(10, 100, TOKEN, None)
         progress.step(1, 4.0, 50.0)
     assert file.getvalue().splitlines()[1] == "  step 1/10 | 10% | loss 4.000 | 50 tokens/s"
+
+
+def test_what_is_counted_is_called_as_the_task_calls_it() -> None:
+    file = io.StringIO()
+    with Progress(file, Clock()) as progress:
+        progress.start(10, 100, LABELS["classify_table"], None)
+        progress.step(1, 4.0, 50.0)
+    assert "10 steps, 100 examples" in file.getvalue() and "50 examples/s" in file.getvalue()
 
 
 def test_a_run_longer_than_planned_stays_below_a_hundred_and_one_per_cent() -> None:
     file = io.StringIO()
     with Progress(file, Clock()) as progress:
-        progress.start(10, 100, None)
+        progress.start(10, 100, TOKEN, None)
         progress.step(12, 4.0, 50.0, None, -3.0)
     assert "step 12/12 | 100% | 0 s left" in file.getvalue()
 
@@ -132,7 +141,7 @@ def test_a_terminal_gets_a_bar_that_moves_no_oftener_than_it_should(monkeypatch:
 
 def test_notes_stand_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch) as screen, Progress(screen.file, Clock()) as progress:
-        progress.start(10, 100, None)
+        progress.start(10, 100, TOKEN, None)
         progress.step(1, 4.0, 50.0)
         progress.note("step 1: validation [bold]loss 4.2")
     shown = screen.close()
@@ -162,7 +171,7 @@ def test_the_cursor_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -
         pytest.raises(RuntimeError, match="training failed"),
         Progress(screen.file, Clock()) as progress,
     ):
-        progress.start(10, 100, None)
+        progress.start(10, 100, TOKEN, None)
         progress.step(1, 4.0, 50.0)
         raise RuntimeError("training failed")
     assert screen.close().count("\x1b[?25h") == 1
@@ -183,7 +192,7 @@ def test_a_terminal_that_went_away_does_not_stop_the_run(monkeypatch: pytest.Mon
     master, slave = pty.openpty()
     clock, file = Clock(), os.fdopen(slave, "w", buffering=1)
     progress = Progress(file, clock)
-    progress.start(10, 100, None)
+    progress.start(10, 100, TOKEN, None)
     progress.step(1, 4.0, 50.0)
     os.close(master)
     clock.now += 10
@@ -235,7 +244,7 @@ def test_log_records_become_notes() -> None:
 def test_many_threads_write_whole_lines() -> None:
     file = io.StringIO()
     progress = Progress(file, Clock())
-    progress.start(1000, 100, None)
+    progress.start(1000, 100, TOKEN, None)
 
     def tell(number: int) -> None:
         for step in range(50):
@@ -256,7 +265,7 @@ def test_starting_again_ends_the_first_bar(monkeypatch: pytest.MonkeyPatch) -> N
     with terminal(monkeypatch) as screen:
         clock = Clock()
         progress = Progress(screen.file, clock)
-        progress.start(10, 100, None)
+        progress.start(10, 100, TOKEN, None)
         progress.step(1, 4.0, 50.0)
         train(progress, clock, steps=5)
     shown = screen.close()

@@ -116,3 +116,11 @@ def test_a_terminal_gets_codes_unless_no_color(no_color: str, coloured: bool, mo
     os.close(screen)
     assert ("\x1b[" in shown) is coloured
     assert "step time" in shown
+
+
+def test_probes_and_predictions_count_what_the_task_counts() -> None:
+    plan = make_plan()
+    seen = plan.predicted["tokens"].model_copy(update={"unit": "examples"})
+    told = plan.model_copy(update={"task": "classify_image", "predicted": plan.predicted | {"tokens": seen}})
+    assert "examples" in tables.probe_head(told) and "tokens" in tables.probe_head(plan)
+    assert [row[0] for row in tables.prediction_rows(told)].count("examples") == 1

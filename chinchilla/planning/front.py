@@ -40,7 +40,8 @@ def pareto(points: Sequence[Sequence[float]]) -> list[bool]:
     values = np.array(points, dtype=float).reshape(len(points), -1)
     nowhere_above = (values[:, None] <= values[None]).all(-1)
     somewhere_below = (values[:, None] < values[None]).any(-1)
-    return [not beaten for beaten in (nowhere_above & somewhere_below).any(0).tolist()]
+    beaten = np.any(nowhere_above & somewhere_below, axis=0)
+    return [not each for each in beaten]
 
 
 def by_probes(probes: Sequence[Probe], chosen: Shape) -> tuple[Rival, ...]:

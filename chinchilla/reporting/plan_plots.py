@@ -146,7 +146,7 @@ def front_chart(considered: Sequence[Considered], chosen: Shape) -> str:
             scaled = [value / units[unit] for value in values]
             _weighed(axes, considered, scaled, chosen)
             axes.set_xlabel(f"{name}, {unit}")
-        panels[0].set_ylabel("loss, nats a token")
+        panels[0].set_ylabel(f"loss, {considered[0].loss.unit.replace('/', ' a ')}")
         _name_front(panels[-1], considered, scaled)
         return svg(drawn, "front", "Predicted loss over size, time of an answer and memory of the plans considered")
 

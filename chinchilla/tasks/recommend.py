@@ -44,7 +44,8 @@ class Recommend:
     ) -> Score:
         """`hit_rate_10`, `ndcg_10` and `mrr` of the item that came next, ranked among all that the user has not had.
 
-        With one right item NDCG@10 is 1 / log2(1 + rank) down to rank 10.
+        With one right item NDCG@10 is 1 / log2(1 + rank) down to rank 10. It is ranked also where the user has had it
+        before, and behind all with the same score, so that a model that has no opinion gains nothing.
 
         Raises:
             DataError: there are no histories.
@@ -54,10 +55,11 @@ class Recommend:
         ranks, samples = [], []
         for start in range(0, len(examples), BATCH):
             some = examples[start : start + BATCH]
-            scores = next_scores(model, codec, [history for history, _ in some])
+            scores = next_scores(model, codec, [history for history, _ in some], seen=True)
             for (history, wanted), row in zip(some, scores, strict=True):
                 (target,) = codec.ids([wanted])
-                ranks.append(1 + int((row > row[target]).sum()))
+                row[[each for each in codec.ids(history) if each != target]] = -math.inf
+                ranks.append(int((~(row < row[target])).sum()))
                 samples.append(Sample(_shown(history), wanted, _shown(self._best(codec, row, SHOWN)[0])))
             on_progress(min(1.0, (start + BATCH) / len(examples)))
         return Score(rank_metrics(ranks), tuple(samples))

@@ -54,6 +54,24 @@ def test_scores_are_of_ranks_among_what_is_left():
         Recommend().score(model, ITEMS, [])
 
 
+@torch.no_grad()
+def test_who_takes_the_same_again_is_scored_on_it_too():
+    model = decoder()
+    history = [f"film {number}" for number in range(9)]
+    order = [ITEMS.name(place) for place in next_scores(model, ITEMS, [history], seen=True)[0].argsort()[::-1][:30]]
+    again = min(history, key=order.index)
+    rank = 1 + sum(name not in history for name in order[: order.index(again)])
+    assert Recommend().score(model, ITEMS, [(history, again)]).metrics["mrr"] == pytest.approx(1 / rank)
+
+
+@torch.no_grad()
+def test_a_model_without_an_opinion_gains_nothing():
+    model = decoder()
+    model.head.weight.zero_()
+    metrics = Recommend().score(model, ITEMS, [(history, "film 25") for history in HISTORIES[:2]]).metrics
+    assert metrics["hit_rate_10"] == 0 and metrics["mrr"] < 0.04
+
+
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=40))
 def test_better_ranks_never_score_less(ranks):
     before, after = rank_metrics(ranks), rank_metrics([max(1, rank - 1) for rank in ranks])

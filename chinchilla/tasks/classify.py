@@ -168,7 +168,7 @@ def _binary(truth: NDArray[np.bool_], score: Floats) -> dict[str, float]:
     return {
         "roc_auc": float(measures.auc(missed, caught)),
         "pr_auc": float(measures.average_precision_score(truth, score)),
-        "ks": float((caught - missed).max()),
+        "ks": float(np.abs(caught - missed).max()),
         "brier": float(np.square(score - truth).mean()),
     }
 

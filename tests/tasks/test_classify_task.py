@@ -126,6 +126,12 @@ def test_scores_of_two_classes_are_for_the_positive_one():
     assert found["log_loss"] == pytest.approx(-np.log([0.9, 0.2, 0.35, 0.7, 0.9]).mean())
 
 
+def test_the_distance_of_two_distributions_counts_also_where_the_model_is_wrong_about_them():
+    bad, good = [0.1, 0.2, 0.35], [0.3, 0.6, 0.9, 0.95]
+    found = scored([[p, 1 - p] for p in (*bad, *good)], [0] * 3 + [1] * 4)
+    assert found["ks"] == pytest.approx(ks_2samp(bad, good).statistic) and found["roc_auc"] < 0.1
+
+
 def test_without_both_classes_there_are_no_curves():
     assert "roc_auc" not in scored([[0.9, 0.1], [0.2, 0.8]], [0, 0])
 

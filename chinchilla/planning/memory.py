@@ -190,10 +190,10 @@ def _backward(work: list[Part], alive: int, again: dict[str, int]) -> Iterator[t
 def _update(shape: Shape, optimizer: OptimizerKind) -> int:
     """What lives beside the state in an update: for Muon a matrix's direction in fp32, and Newton-Schulz in bf16.
 
-    torch's fused AdamW needs nothing. In bf16 there are the matrix before and after a step, a term of it, and two
-    squares of its shorter side.
+    torch's fused AdamW needs nothing. In bf16 there are the matrix before and after a step, and two squares of its
+    shorter side.
     """
     if optimizer == "adamw":
         return 0
     matrices = (sizes for name, sizes in parameters(shape).items() if takes_muon(name, sizes))
-    return max((FP32 + 3 * 2) * prod(sizes) + 2 * 2 * min(sizes) ** 2 for sizes in matrices)
+    return max((FP32 + 2 * 2) * prod(sizes) + 2 * 2 * min(sizes) ** 2 for sizes in matrices)

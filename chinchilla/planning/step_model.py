@@ -42,7 +42,9 @@ UPDATE_UNITS = {
 }
 """Kinds of work in an update."""
 
-NEWTON_SCHULZ_STEPS = 5
+NEWTON_SCHULZ_STEPS = 3
+"""As many as `training.muon` takes."""
+
 LEAST_SPREAD = 0.05
 
 
@@ -103,7 +105,7 @@ def update_work(shape: Shape, optimizer: OptimizerKind) -> dict[str, float]:
 
 
 def newton_schulz_flops(rows: int, columns: int) -> int:
-    """FLOPs that Muon spends on one matrix a step: five times X·Xᵀ, its square, and their product with X."""
+    """FLOPs that Muon spends on one matrix a step: three times X·Xᵀ, its square, and their product with X."""
     short, long = sorted((rows, columns))
     return NEWTON_SCHULZ_STEPS * (4 * short * short * long + 2 * short**3)
 

@@ -19,6 +19,7 @@ from chinchilla.planning.latency import Request
 from chinchilla.planning.machine import newton_schulz_flops
 from chinchilla.planning.memory import takes_muon
 from chinchilla.planning.operators import BYTES, FP32, LONGEST_PLAIN
+from chinchilla.planning.step_model import NEWTON_SCHULZ_STEPS
 
 ADAMW_PASSES = 7
 """Numbers that a fused AdamW reads and writes for one: weight, gradient and two moments; weight and moments."""
@@ -204,8 +205,9 @@ def _update(shape: Shape, optimizer: OptimizerKind) -> tuple[int, int]:
         if optimizer == "muon" and takes_muon(name, sizes):
             short, long = sorted(sizes)
             done += newton_schulz_flops(*sizes)
-            # Five rounds of three products in bf16, with factors and result.
-            moved += FP32 * (CLIP_PASSES + MUON_PASSES) * prod(sizes) + 5 * 2 * (5 * short * long + 5 * short * short)
+            # Rounds of three products in bf16, with factors and result.
+            rounds = NEWTON_SCHULZ_STEPS * BYTES["bf16"] * 5 * (short * long + short * short)
+            moved += FP32 * (CLIP_PASSES + MUON_PASSES) * prod(sizes) + rounds
         else:
             moved += FP32 * (CLIP_PASSES + ADAMW_PASSES) * prod(sizes)
     return moved, done

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW (Loshchilov 2019), or Muon (Jordan 2024) for the matrices inside blocks and AdamW for the rest."""
+"""Optimizers: torch's AdamW (Loshchilov 2019), or Muon for the matrices inside blocks and AdamW for the rest."""
 
 import re
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from chinchilla.config.plan import Training
+from chinchilla.training.muon import Muon
 from chinchilla.training.trained import trained
 from chinchilla.training.workers import Workers
 
@@ -17,7 +18,7 @@ State = tuple[dict[str, Tensor], list[list[dict[str, Any]]]]
 class Optimizer:
     """One or two torch optimizers that step together, with a state of plain tensors and plain values.
 
-    With Muon, `match_rms_adamw` makes its updates as large as AdamW's, so that rates carry over from one to the other.
+    Muon's updates are as large as AdamW's, so that rates carry over from one to the other.
     Embeddings, the head and everything of one dimension stay with AdamW, at `embedding_learning_rate`.
     """
 
@@ -36,7 +37,9 @@ class Optimizer:
             shares = _shares(matrices, count)
         else:
             groups.append({"params": matrices, "lr": training.learning_rate, "weight_decay": training.weight_decay})
-        self.parts: list[torch.optim.Optimizer] = [_muon(share, training) for share in shares]
+        self.parts: list[torch.optim.Optimizer] = [
+            Muon(share, lr=training.learning_rate, weight_decay=training.weight_decay) for share in shares
+        ]
         self.parts += [torch.optim.AdamW(each, betas=(0.9, 0.98), fused=True) for each in _divided(groups, count)]
         self._names = [_names(model, part.param_groups) for part in self.parts]
         self._numbered = [_names(model, [{"params": share}]) for share in shares] + [_names(model, groups)]
@@ -92,12 +95,6 @@ def _divided(groups: list[dict[str, Any]], count: int) -> list[list[dict[str, An
         sizes[lightest] += parameter.numel()
     shares = [[group | {"params": [p for p in group["params"] if id(p) in own]} for group in groups] for own in held]
     return [kept for share in shares if (kept := [group for group in share if group["params"]])]
-
-
-def _muon(matrices: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    return torch.optim.Muon(
-        matrices, lr=training.learning_rate, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
 
 
 def _shares(matrices: list[nn.Parameter], count: int) -> list[list[nn.Parameter]]:

@@ -17,6 +17,7 @@ from chinchilla.planning.adapters import added_params, kept_params, trained_para
 from chinchilla.planning.count import Batch, num_params
 from chinchilla.planning.memory import memory, state
 from chinchilla.planning.room import Room
+from chinchilla.training.muon import Muon
 from chinchilla.training.optimizer import split_parameters
 
 
@@ -62,7 +63,7 @@ def test_the_state_is_what_torch_holds(kind, optimizer):
     matrices, rest = ([each for each in group if each.requires_grad] for group in (matrices, rest))
     optimizers = [torch.optim.AdamW(rest if optimizer == "muon" else [*rest, *matrices])]
     if optimizer == "muon":
-        optimizers.append(torch.optim.Muon(matrices))
+        optimizers.append(Muon(matrices, lr=1e-3))
     for each in optimizers:
         each.step()
     held = sum(tensor.nbytes for each in optimizers for kept in each.state.values() for tensor in kept.values())

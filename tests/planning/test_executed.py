@@ -14,6 +14,7 @@ from chinchilla.config.shape import ImageStem, Shape, TableStem
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.count import Batch, flops
 from chinchilla.planning.executed import executed
+from chinchilla.training.muon import Muon
 from chinchilla.training.optimizer import split_parameters
 
 SHAPE = Shape(
@@ -145,10 +146,10 @@ def test_the_fused_kernel_skips_hidden_tiles(length: int) -> None:
     assert packed.backward - causal.backward == 5 * 2 * width * hidden
 
 
-def test_muons_products_are_torchs() -> None:
+def test_muons_products_are_counted() -> None:
     model = Transformer(SHAPE)
     matrices, _ = split_parameters(model)
-    muon = torch.optim.Muon(matrices)
+    muon = Muon(matrices, lr=1e-3)
     for matrix in matrices:
         matrix.grad = torch.randn_like(matrix)
     with FlopCounterMode(display=False) as counter:

@@ -23,6 +23,7 @@ from chinchilla.planning.count import Batch, num_params, parameters
 from chinchilla.planning.memory import memory, state, takes_muon
 from chinchilla.tasks.objective import token_objective
 from chinchilla.tasks.task import Loss, Objective
+from chinchilla.training.muon import Muon
 from chinchilla.training.optimizer import split_parameters
 from chinchilla.training.workers import Workers
 
@@ -251,7 +252,7 @@ def test_state_is_what_torch_holds(optimizer: str, variant: dict[str, object]) -
     matrices, rest = split_parameters(model)
     optimizers = [torch.optim.AdamW(rest if optimizer == "muon" else [*rest, *matrices])]
     if optimizer == "muon":
-        optimizers.append(torch.optim.Muon(matrices))
+        optimizers.append(Muon(matrices, lr=1e-3))
     for each in optimizers:
         each.step()
     held = sum(t.nbytes for each in optimizers for values in each.state.values() for t in values.values())
@@ -390,7 +391,7 @@ def test_peak_of_the_update(optimizer: str) -> None:
     matrices, rest = split_parameters(model)
     parts = [torch.optim.AdamW(rest if optimizer == "muon" else [*rest, *matrices], fused=True)]
     if optimizer == "muon":
-        parts.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"))
+        parts.append(Muon(matrices, lr=1e-3))
 
     def step() -> None:
         for part in parts:

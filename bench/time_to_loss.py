@@ -11,7 +11,8 @@ while all took turns.
 
 `race`: AdamW trains for the given minutes; the default recipe trains for shares of them, and the time it needs for
 AdamW's last validation loss is read between those. `trials`: one change at a time to the default recipe, for as long.
-`--threads 1` counts CPU time and leaves the other processor to other work; `--append` keeps the rows that are there.
+`--threads 1` counts CPU time and leaves the other processor to other work; `--append` keeps the rows that are there;
+`--rates 1 2` takes the factors that an earlier race said it had found, so that other seeds can run without tuning.
 """
 
 import argparse
@@ -50,13 +51,13 @@ DIM, LAYERS = 256, 4
 TURN = 10
 """Steps that a contender takes before it is the next one's turn."""
 
-RATES = (0.5, 1.0, 2.0, 4.0)
+RATES = (0.5, 1.0, 2.0)
 """Factors on each contender's own usual rate that the tuning tries."""
 
 TUNING = 0.2
 """Length of a tuning run, as a share of the race."""
 
-SHARES = (0.5, 0.7, 0.85)
+SHARES = (0.6, 0.8)
 """Lengths of the default recipe's runs, as shares of AdamW's."""
 
 Row = dict[str, Any]
@@ -74,7 +75,14 @@ class Contender:
 
 ADAMW = Contender(
     "adamw-cosine",
-    {"optimizer": "adamw", "schedule": "cosine", "learning_rate": 3e-3, "embedding_learning_rate": 3e-3},
+    {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "learning_rate": 3e-3,
+        "embedding_learning_rate": 3e-3,
+        "batch_tokens": 2048,
+    },
+    {"attention": "full"},
 )
 DEFAULT = Contender("default")
 
@@ -224,13 +232,16 @@ def tuned(ground: Ground, contenders: Sequence[Contender], steps: dict[str, int]
     return best
 
 
-def race(minutes: float, seeds: Sequence[int]) -> Iterator[Row]:
-    """AdamW for `minutes`, the default recipe for shares of them, for each seed."""
+def race(minutes: float, seeds: Sequence[int], factors: Sequence[float] | None = None) -> Iterator[Row]:
+    """AdamW for `minutes`, the default recipe for shares of them, for each seed; rates tuned unless given."""
     ground = make_ground(minutes)
     contenders = (ADAMW, DEFAULT)
     step_s = step_times(ground, contenders)
     steps = {name: round(60 * minutes / time_s) for name, time_s in step_s.items()}
-    rates = tuned(ground, contenders, {name: max(50, round(TUNING * count)) for name, count in steps.items()})
+    if factors is not None:
+        rates = dict(zip(steps, factors, strict=True))
+    else:
+        rates = tuned(ground, contenders, {name: max(50, round(TUNING * count)) for name, count in steps.items()})
     say(f"steps {steps}, tuned factors {rates}")
     for seed in seeds:
         entries = [ground.entry(ADAMW, steps[ADAMW.name], rates[ADAMW.name], seed)]
@@ -277,11 +288,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rates", type=float, nargs=2, metavar=("ADAMW", "DEFAULT"))
     parser.add_argument("--append", action="store_true", help="keep the rows that are there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = (race if arguments.what == "race" else trials)(arguments.minutes, arguments.seeds)
-    out = RESULTS / ("time_to_loss.csv" if arguments.what == "race" else "time_to_loss_trials.csv")
+    if arguments.what == "race":
+        rows, out = race(arguments.minutes, arguments.seeds, arguments.rates), RESULTS / "time_to_loss.csv"
+    else:
+        rows, out = trials(arguments.minutes, arguments.seeds), RESULTS / "time_to_loss_trials.csv"
     if not arguments.append:
         out.unlink(missing_ok=True)
     for row in rows:

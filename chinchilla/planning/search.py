@@ -146,12 +146,14 @@ def build(facts: Facts, fixed: Model, dim: int, encoder_layers: int, decoder_lay
 
     Heads have 64 channels from 192 channels on, 32 below; the feed-forward part is four times as wide as the stream
     (SwiGLU: 8/3, for as many parameters); LayerNorm, whose fused kernel makes it faster than RMSNorm on CPUs; GELU for
-    images, which did better there than squared ReLU (docs/images.md).
+    images, which did better there than squared ReLU (docs/images.md); gated attention for text generation, which did
+    better there than full (docs/training.md).
     """
     head_dim = 64 if dim >= 192 and dim % 64 == 0 else 32
     num_heads = fixed.num_heads or max(1, dim // head_dim)
     settings = (
         ({"activation": "gelu"} if isinstance(facts.stem, ImageStem) else {})
+        | ({"attention": "gated"} if facts.task == "generate" else {})
         | fixed.model_dump(exclude_none=True)
         | {
             "dim": dim,

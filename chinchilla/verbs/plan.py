@@ -22,6 +22,7 @@ from chinchilla.parallel.measure import cached_measure
 from chinchilla.planning import audit, cost, count, search
 from chinchilla.planning.adapters import added_params, kept_params, trained_params
 from chinchilla.planning.bounds import serving_bytes, told_request
+from chinchilla.planning.hparams import Advice
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.own_law import OwnLaw, read_law
@@ -41,10 +42,14 @@ log = logging.getLogger("chinchilla")
 Tell = Callable[[str], None]
 
 BATCH_TOKENS = 2048
-"""Labelled tokens a step: small, so that a short run has many steps; Muon's work a step forbids much smaller ones."""
+"""Labelled tokens a step, of text generation twice as many, as a pair has two sides: small, so that a short run has
+many steps; Muon's work a step forbids much smaller ones."""
 
 LEARNING_RATE = 5e-3
 """Peak rate of small models for runs of minutes: 3e-3 and 6e-3 did alike in trials (docs/training.md)."""
+
+GENERATE_RATE, GENERATE_EMBEDDING_RATE = 7e-3, 2e-2
+"""The same for text generation, whose steps have twice the labels; tables of tokens want more (docs/training.md)."""
 
 START_RATE, ADAPTER_RATE = 5e-4, 2e-3
 """The same where weights are taken over, and where an adapter is trained beside them: guesses, to forget little."""
@@ -177,13 +182,12 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     epochs = flops / sparsity / (6 * search.typical_params(flops, sparsity)) / prepared.facts.unique_tokens
     advice = law_advice(run, prepared, machine, flops)
     batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else _batch_labels(prepared.facts))
-    rate = advice.learning_rate if advice else LEARNING_RATE
-    if prepared.start is not None:
-        rate = ADAPTER_RATE if run.adapter is not None else START_RATE
+    optimizer = fixed.optimizer or ("muon" if run.adapter is None else "adamw")
+    rate, embedding_rate = _rates(run, optimizer, prepared.start is not None, advice)
     defaults = {
-        "optimizer": "muon" if run.adapter is None else "adamw",
+        "optimizer": optimizer,
         "learning_rate": rate,
-        "embedding_learning_rate": fixed.learning_rate or rate,
+        "embedding_learning_rate": embedding_rate * (fixed.learning_rate / rate if fixed.learning_rate else 1.0),
         "weight_decay": 0.05,
         "schedule": "wsd",
         "warmup_steps": 40,
@@ -203,8 +207,22 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     return Training(**never | defaults | rest | said | {"class_weights": prepared.class_weights(run)})
 
 
+def _rates(run: Run, optimizer: OptimizerKind, started: bool, advice: Advice | None) -> tuple[float, float]:
+    """Peak rates of matrices, and of embeddings and all else."""
+    if started:
+        rate = ADAPTER_RATE if run.adapter is not None else START_RATE
+        return rate, rate
+    if advice is not None:
+        return advice.learning_rate, advice.learning_rate
+    if run.task == "generate" and optimizer == "muon":
+        return GENERATE_RATE, GENERATE_EMBEDDING_RATE
+    return LEARNING_RATE, LEARNING_RATE
+
+
 def _batch_labels(facts: Facts) -> int:
     """Labels a step: tokens, or as many examples as have a step's usual positions."""
+    if facts.task == "generate":
+        return 2 * BATCH_TOKENS
     if not facts.labels_per_row:
         # Of a text and its summary the source is what costs.
         uneven = facts.mean_source_len > 2 * facts.mean_target_len > 0
@@ -394,6 +412,11 @@ def _why(optimizer: OptimizerKind) -> str:
     return "as adapters are trained: Muon was not tried on their thin factors"
 
 
+def _told_rates(training: Training) -> str:
+    rate, embedding_rate = training.learning_rate, training.embedding_learning_rate
+    return f"{rate:.3g}" if rate == embedding_rate else f"{rate:.3g}, of embeddings {embedding_rate:.3g}"
+
+
 def _adapter(shape: Shape, adapter: Adapter | None) -> list[tuple[str, str, str, str]]:
     """The row on how little is trained."""
     if adapter is None:
@@ -484,7 +507,7 @@ def _decisions(
             f"many steps in little time; {alike}, all alike",
         ),
         ("optimizer", training.optimizer, "optimizer", _why(training.optimizer)),
-        ("learning rate", f"{training.learning_rate:.3g}", "learning_rate", choice.rate_reason),
+        ("learning rate", _told_rates(training), "learning_rate", choice.rate_reason),
         (
             "schedule",
             f"{training.schedule}, last {training.decay_fraction:.0%} decays to 0",

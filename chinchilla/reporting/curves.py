@@ -1,5 +1,6 @@
 """The report's charts. Each function returns one `<svg>` element, or "" when there is nothing to draw."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,11 @@ Records = Sequence[Mapping[str, Any]]
 Numbers = NDArray[np.float64]
 
 MAX_POINTS = 400
-_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20, 50, 100)
+_RATIOS = (1, 0.5, 2, 0.1, 10, 0.2, 5, 0.33, 3, 0.67, 1.5, 0.8, 1.25, 0.9, 1.1, 0.01, 100, 0.05, 20, 0.02, 50)
+"""Ticks of a ratio's axis, those that are drawn first where there is not room for all."""
+
+_TICK_ROOM = 0.13
+"""Share of an axis that a ratio's name takes."""
 
 
 def series(records: Records, x: str, y: str) -> tuple[Numbers, Numbers]:
@@ -208,8 +213,11 @@ def _ratio_axis(axes: Axes) -> None:
     axes.set_xscale("log")
     low, high = (float(limit) for limit in axes.get_xlim())
     low, high = min(low, 0.85), max(high, 1.18)
-    inner = [ratio for ratio in _RATIOS if low <= ratio <= high]
-    ticks = inner[:: max(1, len(inner) // 6)] if len(inner) > 7 else inner
+    ticks: list[float] = []
+    for ratio in _RATIOS:
+        apart = (abs(math.log(ratio / tick)) / math.log(high / low) for tick in ticks)
+        if low <= ratio <= high and min(apart, default=1.0) > _TICK_ROOM:
+            ticks.append(ratio)
     axes.set_xlim(low, high)
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -181,6 +181,18 @@ def test_the_ledger_tells_its_coverage_beside_the_nominal_one() -> None:
     assert (list(point.get_xdata()), point.get_color()) == ([12.5], PALETTE["miss"][0])
 
 
+@given(st.floats(0.012, 1.0), st.floats(1.0, 90.0))
+def test_ticks_of_ratios_stand_apart_with_one_among_them(low: float, high: float) -> None:
+    axes = Figure().subplots()
+    axes.plot([low, high], [0, 0])
+    curves._ratio_axis(axes)
+    start, end = np.log(axes.get_xlim())
+    ticks = np.sort(np.log(axes.get_xticks()))
+    assert 0 in ticks
+    assert 2 <= len(ticks) <= 8
+    assert (np.diff(ticks) > curves._TICK_ROOM * (end - start)).all()
+
+
 def test_probed_shapes_are_named_and_the_chosen_one_stands_out() -> None:
     svg = curves.probe_chart(make_plan().probes, make_shape(192), TOKEN)
     assert {"3+3×192, 4.61M", "3+3×384, 9.22M"} <= set(texts(svg))

@@ -117,7 +117,7 @@ def _read(files: Files, data: Data, kinds: dict[str, Kind]) -> Table:
         kinds |= choose(table, data)
     for name in (*kinds, data.label):
         need_column(name, table.columns, table.place, "data.train has it; give files of the same columns")
-    for named in (data.label, data.group):
+    for named in filter(None, (data.label, data.group)):
         if named in table.columns:
             need_names(table, named)
     _refuse_quantity(table, data)

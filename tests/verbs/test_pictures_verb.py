@@ -138,7 +138,12 @@ def test_dropout_waits_for_images_seen_often_whatever_their_patches(tmp_path, sm
     facts = prepared.facts.model_copy(update={"unique_tokens": images})
     # By the rule of thumb 640,000 parameters, which see 150,000 images of 17 positions.
     assert facts.sparsity == 17
-    assert draft_training(run, small_machine, replace(prepared, facts=facts), 60.0).dropout == dropout
+    training = draft_training(run, small_machine, replace(prepared, facts=facts), 60.0)
+    assert training.dropout == dropout
+    # Convolutions are not Muon's, and learn at a lower rate than its matrices; who asks for half, has half of both.
+    assert (training.optimizer, training.learning_rate, training.embedding_learning_rate) == ("muon", 5e-3, 1e-3)
+    asked = run.model_copy(update={"train": run.train.model_copy(update={"learning_rate": 2.5e-3})})
+    assert draft_training(asked, small_machine, prepared, 60.0).embedding_learning_rate == 5e-4
 
 
 @pytest.mark.parametrize(("side", "patch"), [(64, 8), (128, 8), (160, 8), (168, 16), (400, 16)])

@@ -100,7 +100,8 @@ def _halves(model: Mapping[str, Any]) -> dict[int, tuple[int, int]]:
             ids: dict[str, int] = model["vocab"]
             pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
             # Of several merges that spell one token, the first is what made it.
-            return {ids[left + right]: (ids[left], ids[right]) for left, right in reversed(pairs)}
+            made = {left + right: (ids[left], ids[right]) for left, right in reversed(pairs)}
+            return {ids[token]: halves for token, halves in made.items() if token in ids}
         case "Unigram":
             return _likeliest({piece: (id, score) for id, (piece, score) in enumerate(model["vocab"])})
         case kind:

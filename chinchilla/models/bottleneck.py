@@ -7,7 +7,7 @@ that is made int8. Its `config.json` says their widths by the maps' names:
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,22 +53,13 @@ class Bottleneck(Adapted):
     def forward(self, x: Tensor) -> Tensor:
         """`x` (…, in) → (…, out)."""
         y = self.base(x)
-        return y + narrowed(self, self.dropout(y))
+        inner = self.dropout(y)
+        return y + narrowed(inner, self.adapter_down, self.adapter_down_bias, self.adapter_up, self.adapter_up_bias)
 
 
-class Narrow(Protocol):
-    """Down to `width` and up again: `adapter_down` (width, out), `adapter_up` (out, width), and a bias of each."""
-
-    adapter_down: Tensor
-    adapter_down_bias: Tensor
-    adapter_up: Tensor
-    adapter_up_bias: Tensor
-
-
-def narrowed(map: Narrow, y: Tensor) -> Tensor:
-    """What a map's adapter adds to its output `y` (…, out)."""
-    inner = F.gelu(F.linear(y, map.adapter_down, map.adapter_down_bias))
-    return F.linear(inner, map.adapter_up, map.adapter_up_bias)
+def narrowed(y: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
+    """What is added to a map's output `y` (…, out), with `down` (width, out) and `up` (out, width)."""
+    return F.linear(F.gelu(F.linear(y, down, down_bias)), up, up_bias)
 
 
 def describe(model: nn.Module) -> dict[str, int]:

@@ -228,7 +228,7 @@ class Int8Bottleneck(Int8Linear):
     def forward(self, x: Tensor) -> Tensor:
         """`x` (batch, …, columns) → (batch, …, rows) fp32."""
         y = super().forward(x)
-        return y + narrowed(self, y)
+        return y + narrowed(y, self.adapter_down, self.adapter_down_bias, self.adapter_up, self.adapter_up_bias)
 
 
 class Int8Embedding(nn.Module):

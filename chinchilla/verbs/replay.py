@@ -17,6 +17,7 @@ from chinchilla.models.folder import read_json
 from chinchilla.store import checkpoint, journal
 from chinchilla.store.checkpoint import Checkpoint
 from chinchilla.store.run_folder import RunFolder
+from chinchilla.training.trained import trained
 from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.train import rebuild
 
@@ -163,9 +164,9 @@ def _between(
 
 
 def _weights(trainer: Trainer) -> dict[str, Tensor]:
-    """Copies of the weights, and of their running averages where the run has them."""
+    """Copies of the weights that are trained, and of their running averages where the run has them."""
     averages = {AVERAGE + name: tensor for name, tensor in (trainer.average or {}).items()}
-    named = dict(trainer.model.named_parameters()) | averages
+    named = dict(trained(trainer.model)) | averages
     return {name: weight.detach().to("cpu", copy=True) for name, weight in named.items()}
 
 

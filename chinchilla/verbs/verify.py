@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from chinchilla.config.errors import ChinchillaError, FaultError, UsageError
 from chinchilla.config.estimate import Estimate
-from chinchilla.data.tokenizer import Tokenizer
+from chinchilla.data.tokenizer import Specials, Tokenizer
 from chinchilla.models.folder import is_there, read_json
 from chinchilla.models.hub import read_model
 from chinchilla.store import journal, manifest
@@ -96,7 +96,9 @@ def _texts(folder: RunFolder) -> list[Check]:
         return f"reads: {folder.read_plan().num_params:,} parameters"
 
     def tokenizer() -> str:
-        return f"reads: {Tokenizer.load(folder.path / 'tokenizer.json').vocab_size:,} tokens"
+        # One of another family has no special tokens of our names: the model that the run started from says its ids.
+        specials = None if folder.read_run().run.model.start is None else Specials(0, 0, 0, 0)
+        return f"reads: {Tokenizer.load(folder.path / 'tokenizer.json', specials).vocab_size:,} tokens"
 
     def an_object(name: str) -> str:
         return f"reads: {len(read_json(folder.path, name))} entries"

@@ -24,6 +24,7 @@ from chinchilla.verbs.plan import plan
 from chinchilla.verbs.predict import predict
 from chinchilla.verbs.train import begin
 from chinchilla.verbs.transfer import new_model, read_start
+from chinchilla.verbs.verify import verify
 
 STEPS = 40
 
@@ -48,7 +49,7 @@ def trained(request, tmp_path):
         "task=classify_text", *files, f"model.start={tmp_path / 'base'}", f"runs={tmp_path / 'runs'}",
         f"adapter.kind={request.param}", "adapter.rank=4", "budget.flops=1e11", f"train.steps={STEPS}",
         "train.batch_tokens=24", "train.probes=false", "train.threads=1", "train.learning_rate=0.01",
-        "train.compile=false", "noise.drop=0.05",
+        "train.compile=false", "train.checkpoint_every=20", "noise.drop=0.05", "noise.backoff=0.1",
     ]  # fmt: skip
     loaded = load_run(None, settings)
     made, prepared = plan(loaded.run)
@@ -83,6 +84,13 @@ def test_little_is_trained_it_lies_alone_and_every_verb_answers_with_it(trained)
     answers = [prepared.task.serve(model, opened.codec, questions) for model in (opened.model, again)]
     assert [each["label"] for each in answers[0]] == [each["label"] for each in answers[1]]
     assert [answer["label"] for answer in predict(run, questions)] == [each["label"] for each in answers[0]]
+
+
+def test_its_steps_and_their_noise_can_be_taken_again_bit_for_bit(trained):
+    _, _, run = trained
+    found = verify(run)
+    assert all(check.ok for check in found.checks), found.checks
+    assert found.replay is not None and f"the weights of step {STEPS}" in found.replay.compared
 
 
 def test_a_compressed_run_keeps_its_bottlenecks(trained):

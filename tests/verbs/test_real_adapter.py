@@ -19,6 +19,7 @@ from chinchilla.store import journal
 from chinchilla.tasks.dialogue import ChatCodec, answer_nats, template_for
 from chinchilla.verbs.predict import predict
 from chinchilla.verbs.transfer import read_start
+from chinchilla.verbs.verify import verify
 
 pytestmark = pytest.mark.slow
 
@@ -70,4 +71,5 @@ def test_smollm2_learns_small_talk_by_an_adapter(tmp_path):
     torch.testing.assert_close(alone, folded, rtol=0, atol=1e-2)
     (answer,) = predict(run, ["Are you sentient?"], sampling=Sampling(8, temperature=0))
     assert answer["text"]
+    assert all(check.ok for check in verify(run, steps=0).checks)
     assert json.loads((run / "results.json").read_text())["samples"][0]["output"]

@@ -9,7 +9,7 @@ import pyarrow.compute as compute
 
 from chinchilla.config.errors import DataError
 from chinchilla.config.run import Data
-from chinchilla.data.cells import Floats, Kind, kind_of, names, numbers
+from chinchilla.data.cells import MISTAKES, Floats, Kind, is_text, kind_of, names, numbers
 from chinchilla.data.columns import CategoryColumn, Columns, NumberColumn, Part
 from chinchilla.data.tables import Table, need_column
 
@@ -21,6 +21,16 @@ SEEN, SEEN_SHARE = 5, 0.01
 
 COUNTED = 50
 """Whole numbers are taken for the numbers of rows only in a table of so many."""
+
+UNLIKE_OURS = {
+    "dates, and are read as names; write them like 2024-01-31": (
+        r"^(\d{1,2}[./-]\d{1,2}[./-]\d{4}|\d{4}[./]\d{1,2}[./]\d{1,2}|\d{1,2}/\d{1,2}/\d{2})([ T].*)?$"
+    ),
+    "numbers, and are read as names; write them like 1234.5": (
+        r"^[+-]?[$€£]? ?\d{1,3}([,' ]\d{3})+(\.\d+)?$|^[+-]?\d+([.,]\d+)? ?[%$€£]$|^[$€£] ?\d+([.,]\d+)?$"
+    ),
+}
+"""What people write otherwise than it is read here, and how to tell it."""
 
 log = logging.getLogger("chinchilla")
 
@@ -40,6 +50,7 @@ def choose(table: Table, data: Data) -> dict[str, Kind]:
         if name in passed_over:
             continue
         kind = kind_of(array)
+        _warn_of_unlike(table, name, kind)
         reason = _says_nothing(array, kind)
         if reason or kind is None:
             log.info("%s: left out the column %r: %s", table.place, name, reason)
@@ -93,6 +104,17 @@ def _numbers(table: Table, name: str, time: bool) -> Iterator[NumberColumn]:
         if part == "value" or len(np.unique(values[~np.isnan(values)])) > 1:
             count = int((~np.isnan(values)).sum())
             yield column.model_copy(update={"knots": quantile_knots(values), "count": count})
+
+
+def _warn_of_unlike(table: Table, name: str, kind: Kind | None) -> None:
+    """Tell of texts that nearly all look like dates or numbers, written otherwise than those are."""
+    array = table.columns[name]
+    if kind != "category" or not is_text(array):
+        return
+    known = array.drop_null()
+    for what, pattern in UNLIKE_OURS.items():
+        if compute.mean(compute.match_substring_regex(known, pattern)).as_py() > 1 - MISTAKES:
+            log.warning("%s, column %s: texts like %r look like %s", table.place, name, known[0].as_py(), what)
 
 
 def _says_nothing(array: Any, kind: Kind | None) -> str:

@@ -196,6 +196,30 @@ def test_cells_of_parquet_that_are_lists_are_left_out_with_the_reason(tmp_path, 
     assert split.classes.names == ("false", "true")
 
 
+WRITTEN = {
+    "01/31/2024": "dates",
+    "31.1.2024 08:30": "dates",
+    "2024/1/31": "dates",
+    "1,234.50": "numbers",
+    "12.5 %": "numbers",
+    "$7": "numbers",
+    "10.0.0.1": "",
+    "1.2.3": "",
+    "B-12": "",
+}
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_dates_and_numbers_that_are_written_otherwise_are_told(tmp_path, caplog, text):
+    path = tmp_path / "a.csv"
+    path.write_text("x,d,default\n" + "".join(f'{n / 8},"{text if n % 3 else ""}",{n % 2}\n' for n in range(60)))
+    split_table(data_of(path), seed=0)
+    told = [record.message for record in caplog.records if "look like" in record.message]
+    assert [
+        f"column d: texts like {text!r} look like {WRITTEN[text]}, and are read as names" in each for each in told
+    ] == ([True] if WRITTEN[text] else [])
+
+
 ODD = {
     "lists": ([["a"], ["b"]], None, "cells of the type list"),
     "bytes": ([b"\xff", b"a"], None, "cells of the type binary"),

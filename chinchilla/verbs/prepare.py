@@ -17,7 +17,7 @@ from chinchilla.verbs.prepared import Kind, Prepared, Tell, spread
 from chinchilla.verbs.scenes import DETECT
 from chinchilla.verbs.table_rows import CLASSIFY_TABLE
 from chinchilla.verbs.texts import GENERATE, SUMMARISE, TRANSLATE
-from chinchilla.verbs.transfer import read_start
+from chinchilla.verbs.transfer import for_codec, read_start
 
 KINDS: Mapping[TaskName, Kind] = {
     "translate": TRANSLATE,
@@ -68,7 +68,7 @@ def prepare(run: Run, tell: Tell = lambda text: None) -> Prepared:
     prepared.class_weights(run)  # refused now, not after planning
     if run.attack is not None:
         prepared = replace(prepared, task=hardened(prepared.task, prepared.codec, run.attack))
-    return replace(prepared, start=start)
+    return replace(prepared, start=start and for_codec(start, prepared.codec.settings))
 
 
 def split_examples(run: Run) -> Any:

@@ -1,9 +1,10 @@
 """Starting from a model that is there: its shape and its tokenizer for the plan, its weights for the new model."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +23,17 @@ from chinchilla.planning.bounds import Bound
 from chinchilla.planning.count import parameters
 from chinchilla.planning.search import Facts
 
+STANDS_FOR = {"classes": ("head.",), "items": ("head.", "embed.tokens."), "columns": ("embed.inner.",)}
+"""The tensors that have a row for each class, item or column."""
+
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The model that a run starts from."""
+    """The model that a run starts from; its tensors whose names begin with `strange` ones stand for something else."""
 
     path: Path
     loaded: Loaded
+    strange: tuple[str, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -129,12 +134,36 @@ def read_start(path: Path) -> Start:
     return Start(path, loaded)
 
 
+def for_codec(start: Start, settings: Mapping[str, Any]) -> Start:
+    """The start of a run whose codec has these settings: what stands for other classes, items or columns is strange."""
+    kept = start.loaded.config.get("codec")
+    old, new = (_meanings(each) for each in (kept if isinstance(kept, dict) else {}, settings))
+    strange = [part for name, parts in STANDS_FOR.items() for part in parts if old[name] != new[name]]
+    return replace(start, strange=tuple(strange))
+
+
+def _meanings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the rows of `STANDS_FOR`'s tensors stand for, in order; numbers may have other quantiles."""
+    plain = json.loads(json.dumps(settings))
+    classes, columns = (value if isinstance(value := plain.get(name), dict) else {} for name in ("classes", "columns"))
+    numbers = [(each.get("column"), each.get("part")) for each in columns.get("numbers", ()) if isinstance(each, dict)]
+    return {
+        "classes": classes.get("names"),
+        "items": plain.get("items"),
+        "columns": (numbers, columns.get("categories")),
+    }
+
+
 def fitting(start: Start, shape: Shape) -> dict[str, Tensor]:
-    """The tensors of `start` that have a place of the same name and sizes in a model of this shape."""
+    """The tensors of `start` that have a place of the same name, sizes and meaning in a model of this shape."""
     with torch.device("meta"):
         wanted = {name: parameter.shape for name, parameter in Transformer(shape).named_parameters()}
     own = dict(start.loaded.model.named_parameters())
-    return {name: tensor.detach() for name, tensor in own.items() if wanted.get(name) == tensor.shape}
+    return {
+        name: tensor.detach()
+        for name, tensor in own.items()
+        if wanted.get(name) == tensor.shape and not name.startswith(start.strange)
+    }
 
 
 def told(start: Start, shape: Shape) -> str:
@@ -166,7 +195,16 @@ def new_model(shape: Shape, dropout: float, start: Start | None, adapter: Adapte
 
 
 def with_new_head(adapter: Adapter, start: Start | None, shape: Shape) -> Adapter:
-    """The adapter, which also trains the head where that is new: it has to learn, whatever is frozen."""
+    """The adapter, which also trains the head where that is new: it has to learn, whatever is frozen.
+
+    Raises:
+        UsageError: something else is new too, and would stay as it begins, at random.
+    """
     taken = {} if start is None else fitting(start, shape)
-    new = any(name.startswith("head.") and name not in taken for name in parameters(shape))
+    new = {_part(name) for name in parameters(shape) if name not in taken}
+    if start is not None and new - {"head"}:
+        raise UsageError(
+            f"adapter: beside one only a head can be new, and of model.start {start.path} so would be "
+            f"{', '.join(sorted(new - {'head'}))}; leave the adapter out, or start from a model that has them"
+        )
     return adapter.model_copy(update={"also": tuple(dict.fromkeys((*adapter.also, "head")))}) if new else adapter

@@ -6,13 +6,14 @@ import torch
 from chinchilla.config.adapter import Adapter
 from chinchilla.config.errors import UsageError
 from chinchilla.config.load import load_run
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import Shape, TableStem
+from chinchilla.data.classes import Classes
 from chinchilla.data.tokenizer import Tokenizer
 from chinchilla.models.hub import write_model
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.search import Facts
 from chinchilla.training.trained import trained
-from chinchilla.verbs.transfer import fitting, new_model, read_start, told
+from chinchilla.verbs.transfer import fitting, for_codec, new_model, read_start, told
 
 TEXTS = ["the cat sat on the mat", "a moon is a stone", "larger than the cat"] * 5
 
@@ -53,6 +54,38 @@ def test_a_task_of_the_same_family_takes_everything(folder):
     assert shape == start.shape and told(start, shape).endswith("new: nothing")
     assert len(fitting(start, shape)) == len(list(Transformer(shape).named_parameters()))
     assert start.tokenizer().encode("the cat") == Tokenizer.from_json(start.loaded.tokenizer_json).encode("the cat")
+
+
+def classifier(path, classes, columns=None):
+    stem = TableStem(num_numeric=1, cardinalities=(3,)) if columns else None
+    shape = Shape(
+        vocab_size=8, dim=16, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=32, num_encoder_layers=1,
+        num_decoder_layers=0, max_len=8, num_classes=len(classes), stem=stem, tied_embeddings=False,
+    )  # fmt: skip
+    codec = {"classes": Classes(names=classes).model_dump()} | ({"columns": columns} if columns else {})
+    write_model(path, Transformer(shape), extra={"task": "classify_table", "codec": codec})
+    return read_start(path), codec
+
+
+def test_a_head_of_as_many_other_classes_is_new(tmp_path):
+    start, codec = classifier(tmp_path / "a", ("ham", "spam"))
+    assert told(for_codec(start, codec), start.shape).endswith("new: nothing")
+    others = for_codec(start, {"classes": {"names": ("spam", "ham"), "positive": "spam"}})
+    assert told(others, start.shape).endswith("new: head")
+    assert "head.weight" in trained(new_model(start.shape, 0.0, others, Adapter(rank=2)))
+
+
+def test_vectors_of_other_columns_are_new(tmp_path):
+    number = {"column": "age", "time": False, "part": "value", "knots": [1.0, 2.0], "count": 9}
+    columns = {"numbers": [number], "categories": [{"column": "job", "categories": ["cook"]}], "unused": []}
+    start, codec = classifier(tmp_path / "a", ("no", "yes"), columns)
+    refitted = codec | {"columns": columns | {"numbers": [number | {"knots": [3.0]}]}}
+    assert told(for_codec(start, refitted), start.shape).endswith("new: nothing")
+    other = codec | {"columns": columns | {"categories": [{"column": "job", "categories": ["smith"]}]}}
+    others = for_codec(start, other)
+    assert told(others, start.shape).endswith("new: embed")
+    with pytest.raises(UsageError, match=r"only a head can be new, and of model\.start .* so would be embed"):
+        new_model(start.shape, 0.0, others, Adapter(rank=2))
 
 
 def test_an_encoder_alone_gets_a_new_decoder(folder, tmp_path):

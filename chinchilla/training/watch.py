@@ -69,5 +69,6 @@ class Watch:
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what `to_state` gave; a checkpoint of an earlier release has none of it."""
         self.losses = deque(state.get("losses", ()), WINDOW)
-        best = state.get("best_median")
-        self.best = self.best if best is None else best
+        if "best_median" in state:
+            best = state["best_median"]
+            self.best = math.inf if best is None else best

@@ -91,3 +91,7 @@ def test_where_the_start_is_not_known_the_first_window_is_the_measure():
     with pytest.raises(DivergedError, match=r"the loss rose to 10\d, from 100"):
         for _ in range(WINDOW):
             again.see(100.0 + 2 * RISE)
+    # Back at the start no window was seen, whatever was reached before: the first one is the measure again.
+    again.load(Watch(math.inf).to_state())
+    for _ in range(WINDOW):
+        again.see(100.0 + 2 * RISE)

@@ -170,12 +170,14 @@ class Trainer:
         group = self.replays.take(items, self.training.accumulation, self.progress.step)
         micro_batches = self.replays.disturbed(self.model, [to_device(batch, self.device) for _, batch in group])
         tokens = sum(num_tokens(batch) for batch in micro_batches)
+        # Images in which there is nothing to find have no label, and a loss all the same.
+        shared = max(1, tokens)
 
         def mean_loss(model: Transformer, batch: Batch) -> Loss:
             with autocast(self.device, self.training.precision):
                 loss = self.task.loss(model, batch, self.objective)
             # The mean over the step's real tokens, however they fall into micro-batches.
-            return Loss(loss.total / tokens, loss.plain)
+            return Loss(loss.total / shared, loss.plain)
 
         gradients, nats = self.workers.gradients(micro_batches, mean_loss)
         require_finite(nats, "loss")
@@ -194,7 +196,7 @@ class Trainer:
             self.progress.position = group[-1][0].next
         self.progress.tokens += tokens
         self._times.append(time.perf_counter() - begun)
-        return Step(nats / tokens, tokens)
+        return Step(nats / shared, tokens)
 
     def _rate_scale(self, step: int) -> float:
         return rate_scale(step, self.training) * self.progress.rate_factor

@@ -32,4 +32,4 @@ def valid_loss(
 
     order, models = batches.order(0)[:most], workers.models
     found = workers.map(lambda index: nats(models[index], order[index :: len(models)]), range(len(models)))
-    return sum(total for total, _ in found) / sum(tokens for _, tokens in found)
+    return sum(total for total, _ in found) / max(1, sum(tokens for _, tokens in found))

@@ -75,6 +75,16 @@ def test_two_unequal_halves_give_the_gradients_of_the_whole(tmp_path, threads):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
+def test_a_step_and_a_validation_without_any_label_are_no_fault(tmp_path):
+    """As of images in which there is nothing to find; divided by no labels their loss would be no number."""
+    labelled, bare = micro_batches(7, 0)
+    trainer = make_trainer(tmp_path, batches=Given(labelled, bare), valid=Given(bare), steps=4)
+    steps = list(trainer.steps())
+    assert [step.tokens for step in steps] == [7, 0, 7, 0]
+    assert all(math.isfinite(step.loss) for step in steps) and math.isfinite(trainer.valid_loss())
+    assert all(tensor.isfinite().all() for tensor in trainer.model.parameters())
+
+
 def test_the_gradients_are_those_of_the_mean_cross_entropy(tmp_path):
     (batch,) = micro_batches(7)
     trainer = make_trainer(tmp_path, batches=Given(batch), clip_norm=0.0, label_smoothing=0.1)

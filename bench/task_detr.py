@@ -31,7 +31,9 @@ from chinchilla.verbs.prepare import prepare
 RATES = (2e-4, 5e-4, 1e-3)
 """DETR's own is 1e-4, for weeks on GPUs."""
 
-IMAGES = 16
+PIXELS, FEWEST_IMAGES = 16 * 128 * 128, 2
+"""Of a step: 16 scenes, or two tiles."""
+
 FEWEST_QUERIES = 20
 SIZES = tuple(itertools.product((32, 64, 96, 128, 160, 192, 256), (2, 3)))
 """Widths and layers of both stacks."""
@@ -43,7 +45,8 @@ def detr(contest: Contest) -> Outcome:
     codec, scenes = prepared.codec, prepared.train
     queries = max(FEWEST_QUERIES, 2 * max(map(len, scenes.boxes)))
     config = nearest(contest.plan.num_params, len(codec.classes.names), codec.size.channels, queries)
-    train = prepared.make_batches(scenes, round(IMAGES * prepared.facts.labels_per_row), contest.run.seed)
+    images = max(FEWEST_IMAGES, PIXELS // (codec.size.height * codec.size.width))
+    train = prepared.make_batches(scenes, round(images * prepared.facts.labels_per_row), contest.run.seed)
     valid = prepared.make_batches(prepared.valid, 0, 0, train)
 
     def make(precision: str) -> Learner:

@@ -57,7 +57,7 @@ RATES = (0.5, 1.0, 2.0)
 TUNING = 0.2
 """Length of a tuning run, as a share of the race."""
 
-SHARES = (0.6, 0.8)
+SHARES = (0.35, 0.5)
 """Lengths of the default recipe's runs, as shares of AdamW's."""
 
 Row = dict[str, Any]
@@ -70,7 +70,6 @@ class Contender:
     name: str
     training: dict[str, Any] = field(default_factory=dict)
     shape: dict[str, Any] = field(default_factory=dict)
-    muon: dict[str, Any] = field(default_factory=dict)
 
 
 ADAMW = Contender(
@@ -88,20 +87,20 @@ DEFAULT = Contender("default")
 
 TRIALS = (
     DEFAULT,
-    Contender("adamw", {"optimizer": "adamw"}),
-    Contender("3 Newton-Schulz steps", muon={"ns_steps": 3}),
-    Contender("twice the rate", {"learning_rate": 1e-2, "embedding_learning_rate": 1e-2}),
+    Contender("adamw", {"optimizer": "adamw", "learning_rate": 3e-3, "embedding_learning_rate": 3e-3}),
+    Contender("embeddings at the matrices' rate", {"embedding_learning_rate": 7e-3}),
+    Contender("twice the rate", {"learning_rate": 1.4e-2, "embedding_learning_rate": 4e-2}),
     Contender("cosine", {"schedule": "cosine"}),
     Contender("decay over 20 %", {"decay_fraction": 0.2}),
     Contender("decay over 70 %", {"decay_fraction": 0.7}),
     Contender("EMA 0.99", {"ema_decay": 0.99}),
-    Contender("half the batch", {"batch_tokens": 1024}),
-    Contender("twice the batch", {"batch_tokens": 4096}),
+    Contender("half the batch", {"batch_tokens": 2048}),
+    Contender("twice the batch", {"batch_tokens": 8192}),
     Contender("QK-norm", shape={"qk_norm": True}),
     Contender("GELU", shape={"activation": "gelu"}),
     Contender("SwiGLU", shape={"activation": "swiglu", "ffn_dim": 704}),
     Contender("untied embeddings", shape={"tied_embeddings": False}),
-    Contender("gated attention", shape={"attention": "gated"}),
+    Contender("full attention", shape={"attention": "full"}),
     Contender("feature reconstruction 0.1", {"reconstruct_weight": 0.1}, {"reconstruct": True}),
 )
 
@@ -162,10 +161,6 @@ class Ground:
             flops_per_token=1.0,
             peak_flops_per_s=1.0,
         )
-        for part in trainer.optimizer.parts:
-            if isinstance(part, torch.optim.Muon):
-                for group in part.param_groups:
-                    group.update(contender.muon)
         return Entry(contender, trainer, rate, seed)
 
 

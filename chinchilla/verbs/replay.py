@@ -83,7 +83,7 @@ def replay(folder: RunFolder, whole: Sequence[Path], steps: int) -> Replay | Non
     found = _compare(trainer, course, stop, losses)
     if found.compared:
         return _explained(found, folder)
-    return _explained(_twice(folder, trainer, course.start, losses), folder)
+    return _explained(_twice(folder, trainer, saved, losses), folder)
 
 
 def _ends(whole: Sequence[Path]) -> tuple[Checkpoint | None, Checkpoint | None]:
@@ -138,14 +138,15 @@ def _compare(trainer: Trainer, course: _Course, stop: int, losses: Sequence[floa
     return Replay(course.start, stop, tuple(compared), difference)
 
 
-def _twice(folder: RunFolder, trainer: Trainer, start: int, losses: Sequence[float]) -> Replay:
+def _twice(folder: RunFolder, trainer: Trainer, saved: Checkpoint | None, losses: Sequence[float]) -> Replay:
     """Do the same steps once more, and compare them with the first time."""
     weights = _weights(trainer)
-    if start:
-        # Loaded anew: a trainer goes on in the tensors that it was given.
-        trainer.resume(checkpoint.load(folder.checkpoints / f"step-{start:06d}"))
-    else:
+    if saved is None:
         trainer = rebuild(folder)
+    else:
+        # Loaded anew: a trainer goes on in the tensors that it was given.
+        trainer.resume(checkpoint.load(folder.checkpoints / f"step-{saved.step:06d}"))
+    start = trainer.progress.step
     repeated = _run(trainer, len(losses))
     stop = start + len(losses)
     return Replay(

@@ -11,6 +11,7 @@ from chinchilla.store import checkpoint, journal
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.replay import NEAR, _Course, first_difference
+from chinchilla.verbs.train import rebuild
 from chinchilla.verbs.verify import verify
 
 FAULT, USAGE = 5, 2
@@ -165,6 +166,19 @@ def test_without_anything_to_compare_with_it_replays_twice(run):
     result = verify(run, 2)
     assert result.ok and result.replay is not None
     assert result.replay.compared == ("a second replay of the same steps",)
+
+
+def test_a_run_that_went_back_to_its_start_is_replayed_at_the_rate_it_has_since(run):
+    """Its checkpoint of step 0 holds what the beginning does not: the return, which halved the rate."""
+    shutil.rmtree(run / "checkpoints")
+    edit_lines(run / "metrics.jsonl", lambda record: None)
+    trainer = rebuild(RunFolder(run))
+    trainer.progress.rollbacks = 1
+    trainer.save()
+    trainer.saver.settle()
+    result = verify(run, 3)
+    assert result.replay is not None and (result.replay.start, result.replay.stop) == (0, 3)
+    assert result.replay.difference is None
 
 
 def test_a_second_replay_that_differs_is_named(run, monkeypatch):

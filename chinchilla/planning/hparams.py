@@ -1,7 +1,7 @@
 """Learning rate and batch size for a model and a number of tokens, with where the advice holds and how far it spreads.
 
 A rate means nothing without its batch, schedule and parameterisation: every advice is all four. It is for AdamW; Muon
-takes it too when its updates are scaled to AdamW's size (`match_rms_adamw`, Liu 2025).
+takes it too when its updates are scaled to AdamW's size (Liu 2025).
 """
 
 import math

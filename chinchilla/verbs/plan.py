@@ -48,12 +48,15 @@ many steps; Muon's work a step forbids much smaller ones."""
 LEARNING_RATE = 5e-3
 """Peak rate of small models for runs of minutes: 3e-3 and 6e-3 did alike in trials (docs/training.md)."""
 
-GENERATE_RATE, GENERATE_EMBEDDING_RATE = 7e-3, 2e-2
-"""The same for text generation, whose steps have twice the labels; tables of tokens want more (docs/training.md)."""
-
-IMAGE_EMBEDDING_RATE = 1e-3
-"""Of what Muon does not train where images are read: convolutions, positions, heads. At 5e-3 a detector took two thirds
-more steps (docs/images.md)."""
+MUON_RATES: dict[TaskName, tuple[float, float]] = {
+    "generate": (7e-3, 2e-2),
+    "translate": (LEARNING_RATE, 1.5e-2),
+    "summarise": (LEARNING_RATE, 1.5e-2),
+    "classify_image": (LEARNING_RATE, 1e-3),
+    "detect": (LEARNING_RATE, 1e-3),
+}
+"""Where what Muon does not train wants another rate than the matrices, both rates: tables of tokens three times theirs
+(docs/training.md), an image's convolutions, positions and heads a fifth (docs/images.md)."""
 
 START_RATE, ADAPTER_RATE = 5e-4, 2e-3
 """The same where weights are taken over, and where an adapter is trained beside them: guesses, to forget little."""
@@ -218,11 +221,8 @@ def _rates(run: Run, optimizer: OptimizerKind, started: bool, advice: Advice | N
         return rate, rate
     if advice is not None:
         return advice.learning_rate, advice.learning_rate
-    if run.task == "generate" and optimizer == "muon":
-        return GENERATE_RATE, GENERATE_EMBEDDING_RATE
-    if run.task in ("classify_image", "detect") and optimizer == "muon":
-        return LEARNING_RATE, IMAGE_EMBEDDING_RATE
-    return LEARNING_RATE, LEARNING_RATE
+    alike = LEARNING_RATE, LEARNING_RATE
+    return MUON_RATES.get(run.task, alike) if optimizer == "muon" else alike
 
 
 def _batch_labels(facts: Facts) -> int:

@@ -1,0 +1,45 @@
+"""What a plan settles before it knows the shape: rates, batch and attention of each task."""
+
+import json
+
+import pytest
+
+from chinchilla.config.load import load_run
+from chinchilla.planning.search import build
+from chinchilla.verbs.plan import draft_training
+from chinchilla.verbs.prepare import prepare
+
+
+@pytest.fixture
+def texts(numbers, tmp_path):
+    """The same numbers as running text."""
+    file = tmp_path / "train.jsonl"
+    pairs = (line.split("\t")[:2] for line in (numbers / "train.tsv").read_text("utf-8").splitlines())
+    lines = (json.dumps({"text": ", ".join(pair)}) + "\n" for pair in pairs)
+    file.write_text("".join(lines), "utf-8")
+    return file
+
+
+def drafted(file, small_machine, task, *words):
+    settings = (f"task={task}", f"data.train={file}", "budget.time=60s", "train.threads=1", *words)
+    run = load_run(None, settings).run
+    prepared = prepare(run)
+    shape = build(prepared.facts, run.model, 64, 0 if task == "generate" else 1, 1)
+    return draft_training(run, small_machine, prepared, 60.0), shape
+
+
+def test_tables_of_tokens_learn_at_a_higher_rate_than_matrices(texts, numbers, small_machine):
+    training, shape = drafted(texts, small_machine, "generate")
+    assert (training.learning_rate, training.embedding_learning_rate) == (7e-3, 2e-2)
+    assert (training.batch_tokens, shape.attention) == (4096, "gated")
+    training, shape = drafted(numbers / "train.tsv", small_machine, "translate")
+    assert (training.learning_rate, training.embedding_learning_rate) == (5e-3, 1.5e-2)
+    assert (training.batch_tokens, shape.attention) == (2048, "full")
+
+
+def test_what_is_asked_for_counts(texts, small_machine):
+    training, shape = drafted(texts, small_machine, "generate", "train.learning_rate=3.5e-3", "model.attention=full")
+    assert (training.learning_rate, training.embedding_learning_rate) == (3.5e-3, pytest.approx(1e-2))
+    assert shape.attention == "full"
+    training, _ = drafted(texts, small_machine, "generate", "train.optimizer=adamw")
+    assert (training.learning_rate, training.embedding_learning_rate) == (5e-3, 5e-3)

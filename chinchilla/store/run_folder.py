@@ -73,12 +73,6 @@ class RunFolder:
         refuse_links(path)
         return folder
 
-    def discard(self) -> None:
-        """Remove the folder if nothing was written into it yet; else leave it as it is."""
-        with failures_named(self.path):
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
-
     def lock(self) -> AbstractContextManager[None]:
         """Hold the folder for writing (`chinchilla.store.guard.alone`)."""
         return alone(self.path)
@@ -122,11 +116,6 @@ class RunFolder:
     def model(self) -> Path:
         """Folder of the finished model in the Hugging Face layout."""
         return self.path / "model"
-
-    @property
-    def report_html(self) -> Path:
-        """The report, one file that opens offline."""
-        return self.path / "report.html"
 
     def write_run(self, loaded: Loaded) -> None:
         """Write `run.toml`. Raises FaultError when the disk fails, as every write here."""

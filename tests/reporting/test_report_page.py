@@ -61,7 +61,7 @@ def outline(run: RunFolder) -> Outline:
 
 def test_the_report_is_written_into_the_run_folder(run: RunFolder) -> None:
     path = report(run.path)
-    assert path == run.report_html
+    assert path == run.path / "report.html"
     text = path.read_text("utf-8")
     assert text.startswith("<!doctype html>")
     assert text == page.render(record.read(run.path))
@@ -251,7 +251,7 @@ def test_a_damaged_file_is_named_and_no_report_is_written(run: RunFolder, name: 
     with pytest.raises(FaultError) as caught:
         report(run.path)
     assert said in str(caught.value)
-    assert not run.report_html.exists()
+    assert not (run.path / "report.html").exists()
 
 
 def test_what_is_not_a_run_folder_is_refused(tmp_path: Path) -> None:

@@ -170,16 +170,6 @@ def test_processes_that_create_at_once_get_different_folders(tmp_path):
     assert len(list((tmp_path / "runs").iterdir())) == 80
 
 
-def test_discard_removes_only_an_empty_folder(tmp_path):
-    folder = RunFolder.create(tmp_path, "translate")
-    folder.log_event("start")
-    folder.discard()
-    assert folder.events.exists()
-    folder.events.unlink()
-    folder.discard()
-    assert not folder.path.exists()
-
-
 def test_open_says_what_is_missing_and_what_is_there(tmp_path):
     folder = RunFolder.create(tmp_path, "translate")
     with pytest.raises(UsageError, match=r"not a run folder, run\.toml and plan\.json missing; .*train.*compress"):

@@ -2,7 +2,8 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,21 +49,33 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """TensorBoard event files in `folder`."""
+    """TensorBoard event files in `folder`; where its disk fails it is given up with a warning, and the run goes on."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer: Any = SummaryWriter(str(folder))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write scalars."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with self._given_up():
+            for name, value in values.items() if self._writer else ():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close the file."""
-        self._writer.close()
+        with self._given_up():
+            if self._writer:
+                self._writer.close()
+
+    @contextmanager
+    def _given_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # Its writing thread has ended by then, and cannot be begun anew.
+            self._writer = None
+            log.warning("tensorboard gets no more of this run: %s; metrics.jsonl holds all of it", error)
 
 
 class WeightsAndBiases:

@@ -1,6 +1,8 @@
 """Trackers: opt-in, readable by their own tools, and named when they are missing."""
 
+import errno
 import sys
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -8,7 +10,7 @@ from training_fakes import make_trainer
 
 from chinchilla.config.errors import UsageError
 from chinchilla.store import journal
-from chinchilla.training.monitor import open_trackers
+from chinchilla.training.monitor import Silent, open_trackers
 
 
 def test_tensorboard_reads_what_the_journal_holds(tmp_path):
@@ -25,6 +27,40 @@ def test_tensorboard_reads_what_the_journal_holds(tmp_path):
         scalars = [(scalar.step, scalar.value) for scalar in found.Scalars(name)]
         assert [step for step, _ in scalars] == [step for step, _ in expected]
         assert [value for _, value in scalars] == pytest.approx([value for _, value in expected], rel=1e-6)
+
+
+def test_a_tracker_whose_disk_is_full_is_given_up_and_ends_no_run(tmp_path, monkeypatch, caplog):
+    """TensorBoard's own thread fails first; whoever writes next is told, as here."""
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Filling(Silent):
+        def step(self, step: int, *rest: float) -> None:
+            if step == 5:
+                monkeypatch.setattr(writer, "add_scalar", full)
+
+    trainer = make_trainer(tmp_path, monitor=Filling())
+    (tracker,) = trainer.trackers = open_trackers(["tensorboard"], trainer.folder.path)
+    writer = tracker._writer
+    assert trainer.run().steps == 12
+    tracker.close()
+    writer.close()
+    assert caplog.text.count("tensorboard gets no more of this run: [Errno 28] No space left") == 1
+    assert max(line["step"] for line in journal.read(trainer.folder.metrics)) == 12
+
+
+def test_a_file_that_cannot_be_closed_is_told_too(tmp_path, monkeypatch, caplog):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tracker,) = open_trackers(["tensorboard"], tmp_path)
+    writer = tracker._writer
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "close", full)
+        tracker.close()
+    writer.close()
+    assert "metrics.jsonl holds all of it" in caplog.text
 
 
 def test_no_tracker_unless_asked(tmp_path):

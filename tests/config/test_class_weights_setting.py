@@ -22,7 +22,7 @@ def test_a_word_or_a_table_in_a_recipe_or_on_the_command_line(tmp_path):
     assert load_run(None, ENOUGH).run.train.class_weights is None
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(), st.floats(1e-300, 1e300), min_size=1))
 def test_any_names_survive_the_run_folder(tmp_path_factory, table):
     run = load_run(None, ENOUGH).run

@@ -264,7 +264,7 @@ def test_extends_that_leads_nowhere(tmp_path):
     assert "unknown key train.extends" in refused(write(tmp_path / "six.toml", '[train]\nextends = "one.toml"'))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(text=st.text(max_size=60) | st.lists(st.text("[]{}=.\"'#\\\n0a1e_-:, ", max_size=8)).map("".join))
 def test_any_text_is_a_run_or_a_usage_error(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("fuzz")
@@ -318,7 +318,7 @@ RUNS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(run=RUNS, origin=st.text(max_size=10))
 def test_a_run_written_as_toml_loads_as_the_same_run(tmp_path_factory, run, origin):
     path = tmp_path_factory.mktemp("round") / "run.toml"

@@ -37,7 +37,7 @@ def draws_of(images, count, seed=0):
     return np.random.default_rng(seed).random((count, num_draws(images)), dtype=np.float32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(*(st.integers(5, 16),) * 2, *(st.floats(-1, 1),) * 2, *(st.floats(-0.4, 0.4),) * 4, st.booleans())
 def test_moves_are_those_of_scipy(height, width, turn, zoom, shift_x, shift_y, shear_x, shear_y, flip):
     zoom = 0.4 * zoom

@@ -50,7 +50,7 @@ def unpack(batch: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int], l
 LENGTHS = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)), min_size=1, max_size=80)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(LENGTHS, st.integers(1, 200), st.integers(0, 3), st.integers(0, 3))
 def test_every_pair_comes_once_an_epoch_whole_and_rightly_framed(lengths, batch_tokens, seed, epoch):
     batches = PairBatches(numbered(lengths), max_len=16, batch_tokens=batch_tokens, seed=seed)
@@ -63,7 +63,7 @@ def test_every_pair_comes_once_an_epoch_whole_and_rightly_framed(lengths, batch_
     assert batches.unique_tokens == sum(target + 1 for _, target in lengths)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(LENGTHS, st.integers(1, 200), st.integers(0, 9))
 def test_all_batches_of_pairs_have_one_size_and_padding_is_marked(lengths, batch_tokens, epoch):
     batches = PairBatches(numbered(lengths), max_len=16, batch_tokens=batch_tokens, seed=0)
@@ -120,7 +120,7 @@ def test_pairs_that_are_too_long_are_left_out_and_counted():
 DOCUMENTS = st.lists(st.integers(0, 30), min_size=1, max_size=40)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(DOCUMENTS, st.integers(1, 20), st.integers(1, 100), st.integers(0, 3))
 def test_running_text_gives_each_token_at_most_once_with_the_one_before(sizes, max_len, batch_tokens, epoch):
     # Token 10 + 100 n + i is the i-th of document n, so that a token tells which came before it.

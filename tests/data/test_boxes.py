@@ -103,7 +103,7 @@ def test_boxes_lie_where_the_colours_are_in_the_frame(tmp_path):
     assert (found.images[0][:32] == PADDING).all() and (found.images[1][:, :51] == PADDING).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIDES, SIDES, SIDES, SIDES, st.data())
 def test_a_box_goes_into_the_frame_and_back(height, width, frame_height, frame_width, draw):
     size = Size(frame_height, frame_width, 3)
@@ -122,7 +122,7 @@ def test_a_box_goes_into_the_frame_and_back(height, width, frame_height, frame_w
 ANY = st.one_of(st.floats(), st.floats(-50, 150))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.tuples(ANY, ANY, ANY, ANY), st.integers(1, 100), st.integers(1, 100))
 def test_a_box_is_cut_at_the_edges_or_refused(box, height, width):
     boxes = np.array([box])

@@ -130,7 +130,7 @@ def theirs(tokenizer):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(TALKS, st.booleans())
 def test_transformers_renders_and_encodes_the_same(tokenizer, theirs, said, answer):
     asked = [turn._asdict() for turn in said]
@@ -170,7 +170,7 @@ def answers_of(row: dict, tokenizer) -> list[str]:
     return [tokenizer.decode(ids) for ids in found if ids]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(SAID, min_size=2, max_size=6), min_size=1, max_size=8), st.booleans(), st.integers(30, 90))
 def test_only_answers_carry_loss_and_whole_exchanges_are_kept(tokenizer, said, system, max_len):
     chats = [Chat(talk(*one, system=system)) for one in said]

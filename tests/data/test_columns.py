@@ -54,7 +54,7 @@ def test_two_values_have_the_middles_of_their_ranks():
     assert high == pytest.approx(1.036, abs=0.03)  # Φ⁻¹(0.85)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.floats(-1e12, 1e12) | st.just(float("nan")), max_size=60),
     st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=20),
@@ -78,7 +78,7 @@ WRITTEN = (
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(WRITTEN, min_size=1, max_size=10))
 def test_numbers_are_read_as_python_reads_them(texts):
     array = column_array(pyarrow.array([f" {text} " for text in texts]))
@@ -90,7 +90,7 @@ def test_numbers_are_read_as_python_reads_them(texts):
 INSTANTS = st.datetimes(datetime(1900, 1, 1), datetime(2199, 12, 31))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(INSTANTS, min_size=1, max_size=8))
 def test_instants_and_their_parts_are_the_calendars(instants):
     array = column_array(pyarrow.array([instant.isoformat(" ") for instant in instants]))

@@ -22,7 +22,7 @@ def pairs_of(path, on_invalid=None, **settings) -> list[Pair]:
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(CELL, min_size=2, max_size=2), min_size=1, max_size=6), st.sampled_from(",;\t"))
 def test_whatever_the_library_writes_is_read_back(tmp_path_factory, rows, delimiter):
     path = tmp_path_factory.mktemp("csv") / "a.csv"

@@ -117,7 +117,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
 HISTORIES = st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=20), min_size=1, max_size=12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(HISTORIES, st.integers(2, 12))
 def test_every_item_is_asked_from_those_before_it_and_the_last_two_are_held_out(tmp_path_factory, histories, max_len):
     rows = [(f"u{user}", f"i{item}", at) for user, items in enumerate(histories) for at, item in enumerate(items)]

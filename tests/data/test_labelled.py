@@ -78,7 +78,7 @@ TEXT = st.sampled_from(["a", "A", "b", "b  ", "c", "d", "e f", "E  F", *"ghijklm
 GROUP = st.sampled_from(["", "p", "q", "r", "s", "t"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(TEXT, st.sampled_from("xyz"), GROUP), min_size=4, max_size=60), st.integers(0, 5))
 def test_nothing_leaks_and_nothing_is_lost(tmp_path_factory, rows, seed):
     path = write_tsv(tmp_path_factory.mktemp("labelled") / "a.tsv", rows)
@@ -142,7 +142,7 @@ def test_the_positive_class_is_the_rarer_one_or_the_one_named(tmp_path, caplog):
     assert split_labelled(Data(train=write_tsv(tmp_path / "a.tsv", rows)), 0).classes.names == ("9", "10", "11")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(2, 20), st.integers(1, 30))
 def test_rows_hold_the_start_of_each_text_with_its_class_first(lengths, max_len, batch_labels):
     tokenizer = Tokenizer.train(["ab"], "bpe", 300)

@@ -34,7 +34,7 @@ def make(given, labels=8, seed=0, changes=None, like=None):
     return PictureBatches(Views(given, changes), codec_of(given), POSITIONS, labels, seed, like)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 3), st.integers(0, 3))
 def test_every_image_once_an_epoch_in_batches_of_one_size(count, labels, seed, epoch):
     batches = make(pictures(count), labels, seed)

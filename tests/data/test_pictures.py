@@ -133,7 +133,7 @@ def test_parts_are_cut_by_class_and_seed(tmp_path):
     assert sorted(names) == sorted(read_folder(tmp_path).names)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 25)), min_size=12, max_size=40), st.integers(0, 3))
 def test_the_same_pixels_never_stand_on_both_sides(tmp_path_factory, rows, seed):
     folder = tmp_path_factory.mktemp("pixels")

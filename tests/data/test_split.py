@@ -48,7 +48,7 @@ TEXT = st.sampled_from(["a", "A", "b", "b  ", "c", "d", "e f", "E  F", "g", "h",
 GROUP = st.sampled_from(["", "p", "q", "r", "s", "t"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(TEXT, TEXT, GROUP), min_size=1, max_size=60), st.integers(0, 5), st.data())
 def test_nothing_leaks_and_nothing_is_lost(tmp_path_factory, rows, seed, draw):
     folder = tmp_path_factory.mktemp("split")

@@ -267,7 +267,7 @@ def test_given_parts_are_read_by_the_training_datas_columns(tmp_path):
 CELLS = st.tuples(st.integers(0, 9), st.sampled_from(["p", "q", ""]), st.sampled_from("ab"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(CELLS, min_size=8, max_size=80), st.integers(0, 3), st.booleans())
 def test_rows_that_are_the_same_stay_together(tmp_path_factory, cells, seed, grouped):
     path = tmp_path_factory.mktemp("tables") / "a.csv"
@@ -312,7 +312,7 @@ def rows(count: int) -> TableRows:
     return TableRows(np.arange(2 * count, dtype=np.float32).reshape(count, 2), np.arange(count) % 3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3), st.integers(0, 3))
 def test_batches_have_one_size_and_drop_less_than_one(count, batch_size, seed, epoch):
     batches = TableBatches(rows(count), batch_size, seed)
@@ -332,7 +332,7 @@ def test_batches_have_one_size_and_drop_less_than_one(count, batch_size, seed, e
     assert all(np.array_equal(one, other) for one, other in zip(order, again, strict=True))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 12))
 def test_batches_like_others_hold_every_row_once(count, batch_size):
     like = TableBatches(rows(30), batch_size, 0)

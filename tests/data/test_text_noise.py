@@ -90,7 +90,7 @@ def test_masks_stand_at_ordinary_tokens_by_their_share(bpe):
     assert np.array_equal(found, noise.masked(ids, (3, 1))) and not np.array_equal(found, noise.masked(ids, (3, 2)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), max_size=12), st.integers(0, 8))
 def test_rows_that_got_too_long_stay_as_they_were(sizes, room):
     old = ragged([[row] * size for row, (size, _) in enumerate(sizes)])

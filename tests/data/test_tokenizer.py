@@ -27,7 +27,7 @@ ANY_TEXT = st.text(st.characters(codec="utf-8")) | st.lists(st.sampled_from([*SP
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ANY_TEXT)
 def test_any_text_survives(tokenizer, text):
     ids = tokenizer.encode(text)
@@ -36,7 +36,7 @@ def test_any_text_survives(tokenizer, text):
     assert tokenizer.encode_batch([text, "x"]) == [ids, tokenizer.encode("x")]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 319)))
 def test_a_stream_gives_what_decoding_at_once_gives(tokenizer, ids):
     stream = tokenizer.stream()

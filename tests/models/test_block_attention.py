@@ -95,7 +95,7 @@ def real_only(x: Tensor, case: Case) -> Tensor:
     return x if case.mask is None else x * case.mask[:, None, :, None]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), PIECES)
 def test_blocks_equal_masked_full_attention(case: Case, piece_bytes: int) -> None:
     with patch.object(blocks, "PIECE_BYTES", piece_bytes):
@@ -103,13 +103,13 @@ def test_blocks_equal_masked_full_attention(case: Case, piece_bytes: int) -> Non
     torch.testing.assert_close(real_only(mine, case), real_only(reference(case), case), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases())
 def test_blocks_equal_the_definition(case: Case) -> None:
     torch.testing.assert_close(real_only(run(case), case), by_hand(case), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases(), PIECES)
 def test_gradients_equal_masked_full_attention(case: Case, piece_bytes: int) -> None:
     with patch.object(blocks, "PIECE_BYTES", piece_bytes):

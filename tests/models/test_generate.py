@@ -258,7 +258,7 @@ def test_however_small_the_share_the_best_token_is_kept(top_p):
     assert set(drawn(Sampling(1, 1.0, top_p=top_p), 20)) == {1}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=12),
     st.floats(0, 3),

@@ -88,7 +88,7 @@ def logits(model):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 70),
     columns=st.integers(1, 130),

@@ -31,7 +31,7 @@ def wanted(head: TokenHead, hidden: Tensor, labels: Tensor, smoothing: float) ->
     return F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=smoothing, ignore_index=IGNORE)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     length=st.integers(1, 30),
     vocab_size=st.integers(2, 50),
@@ -66,7 +66,7 @@ def focal(logits: Tensor, labels: Tensor, gamma: float, weights: Tensor) -> Tens
     return (-weights.double()[labels[real]] * (1 - chances) ** gamma * chances.log()).sum()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     length=st.integers(1, 30),
     classes=st.integers(2, 12),

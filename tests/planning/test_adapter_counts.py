@@ -33,7 +33,7 @@ def adapters(draw: st.DrawFn) -> Adapter:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=shapes(), adapter=adapters())
 def test_the_count_is_the_models(shape, adapter):
     model = Transformer(shape)

@@ -64,7 +64,7 @@ def test_nothing_is_known_of_no_runs():
     assert audit.wilson(0, 0) == (0.0, 1.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.floats(-1, 1), st.floats(0.2, 3))
 def test_the_bias_of_made_up_ledgers_is_recovered(seed, bias, scale):
     outcomes = draw(random.Random(seed), 400, bias, scale)
@@ -74,7 +74,7 @@ def test_the_bias_of_made_up_ledgers_is_recovered(seed, bias, scale):
     assert score.num_runs == 400
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6))
 def test_honest_predictions_have_a_straight_calibration_curve(seed):
     (score,) = audit.scores(draw(random.Random(seed), 1000))
@@ -90,7 +90,7 @@ def test_the_curve_agrees_with_the_quantiles_that_were_told():
     assert score.coverage == coverage(outcomes)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.floats(-0.7, 0.7), st.floats(0.3, 3))
 def test_recalibrated_predictions_cover_80_per_cent_of_new_draws(seed, bias, scale):
     rng = random.Random(seed)

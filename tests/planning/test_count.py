@@ -136,7 +136,7 @@ def counted(call: Callable[[Transformer, Batch], None], model: Transformer, batc
 
 
 @given(shapes())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_parameters_are_those_of_the_module(shape: Shape) -> None:
     model = Transformer(shape)
     assert parameters(shape) == {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -161,7 +161,7 @@ def test_matrix_params_leave_out_the_vocabulary_and_positions() -> None:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_flops_equal_the_counter_of_torch(data: st.DataObject) -> None:
     shape = data.draw(shapes().filter(lambda shape: shape.attention != "block"))
     batch = data.draw(batches(shape))
@@ -171,7 +171,7 @@ def test_flops_equal_the_counter_of_torch(data: st.DataObject) -> None:
 
 
 @given(classifiers())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_parameters_and_flops_of_a_classifier_behind_a_stem(shape: Shape) -> None:
     model = Transformer(shape)
     assert parameters(shape) == {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -186,7 +186,7 @@ def test_parameters_and_flops_of_a_classifier_behind_a_stem(shape: Shape) -> Non
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_flops_of_block_attention(data: st.DataObject) -> None:
     shape = data.draw(shapes()).model_copy(update={"attention": "block"})
     batch = data.draw(batches(shape))

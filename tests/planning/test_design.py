@@ -146,7 +146,7 @@ def test_a_design_beats_random_ones_of_the_same_time_and_says_how_well(prior_dra
         assert found.width < independent_width(others, prior_draws, BIG)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(time_s=st.floats(1, 2000), most=st.integers(1, 12), least=st.integers(0, 6))
 def test_a_design_keeps_to_its_time_and_number(prior_draws, time_s, most, least):
     found = design(EVERYTHING, NONE, prior_draws, BIG, time_s, least, most)

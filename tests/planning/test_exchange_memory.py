@@ -26,7 +26,7 @@ SHAPE = Shape(
 
 
 @given(st.lists(st.integers(1, 3 * 10**6), min_size=1, max_size=30), st.integers(1, 16 * 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_buckets_are_those_of_ddp(numbers: list[int], limit: int) -> None:
     tensors = [torch.empty(count, device="meta") for count in numbers]
     found, _ = _compute_bucket_assignment_by_size(tensors, [FIRST_BUCKET_BYTES, limit])

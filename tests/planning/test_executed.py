@@ -88,7 +88,7 @@ def shapes(draw: st.DrawFn) -> Shape:
 @given(
     shapes(), st.sampled_from(["fp32", "bf16"]), st.booleans(), st.booleans(), st.integers(1, 40), st.integers(2, 40)
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_executed_flops_equal_the_counter_of_torch(
     shape: Shape, precision: str, dropout: bool, recompute: bool, source_len: int, target_len: int
 ) -> None:

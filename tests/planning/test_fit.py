@@ -92,7 +92,7 @@ def test_seeds_solve_the_linear_rest_as_scipys_nnls_does():
 exponents = st.floats(0.15, 0.9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(exponents, exponents, st.floats(-0.5, 0.8), st.floats(0.5, 3), st.floats(0.2, 2), st.floats(0.2, 2))
 def test_a_noise_free_law_is_recovered(alpha, beta, tilt, e, by_size, by_tokens):
     # Equal and unequal exponents; tilted grids lie off the optimum's line.

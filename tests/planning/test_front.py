@@ -78,7 +78,7 @@ def weighed(shape: Shape, rivals: tuple[Rival, ...]):
     return considered(made(shape), rivals, HELP.request, lambda each: 1e8 + 40.0 * num_params(each))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 6), st.data())
 def test_the_winner_of_the_probes_is_on_its_own_front(count, data) -> None:
     """Successive halving as the planner does it, with any predicted losses, ties among them."""
@@ -129,7 +129,7 @@ def test_what_a_rival_comes_to_is_the_plans_own_times_a_ratio() -> None:
     assert considered(made(chosen), (), HELP.request, num_params) == ()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     flops=st.floats(18.2, 24).map(lambda power: 10.0**power),
     unique=st.floats(8, 12).map(lambda power: round(10.0**power)),

@@ -199,7 +199,7 @@ def nearest(error: BudgetError) -> float:
 
 
 @given(st.floats(1e-9, 0.02))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_what_is_named_as_nearest_can_be_met_and_nothing_below_it_can(latency: float) -> None:
     try:
         tried(Limits(latency=latency))

@@ -61,7 +61,7 @@ def work(**changes: object) -> Work:
     return replace(plain_step, **changes)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=9), st.lists(st.floats(0.1, 10), min_size=1, max_size=4))
 def test_a_cut_is_the_best_of_all_cuts(costs: list[float], rates: list[float]) -> None:
     if len(costs) < len(rates):
@@ -73,7 +73,7 @@ def test_a_cut_is_the_best_of_all_cuts(costs: list[float], rates: list[float]) -
     assert sum(runs) == pytest.approx(sum(costs))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.floats(1e11, 1e13), min_size=2, max_size=3), st.integers(2, 20))
 def test_rows_are_divided_so_that_the_slowest_node_is_soonest_done(speeds: list[float], rows: int) -> None:
     net = network(speeds)
@@ -110,7 +110,7 @@ def _servers(stages: list[float], hops: list[float]) -> list[tuple[str, float]]:
     return servers
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(1e11, 1e13), min_size=2, max_size=5),
     st.sampled_from([2, 5, 8, 32]),
@@ -160,7 +160,7 @@ def test_shares_by_speed_beat_even_shares_as_far_as_speeds_differ() -> None:
     assert even.step_time_s.p50 / by_speed.step_time_s.p50 == pytest.approx(2.0, rel=0.01)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.lists(st.floats(1e11, 1e14), min_size=1, max_size=4),
     st.floats(1e5, 1e11),

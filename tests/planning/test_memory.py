@@ -178,7 +178,7 @@ def test_saved_activations_past_the_longest_plain_attention(precision: str) -> N
     st.integers(2, 5), st.integers(3, 30), st.integers(3, 30), st.integers(2, 4), st.integers(1, 3), st.booleans(),
     st.sampled_from(["fp32", "bf16"]),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_saved_activations_of_any_size(
     size: int, source_len: int, target_len: int, heads: int, layers: int, packed: bool, precision: str
 ) -> None:
@@ -209,7 +209,7 @@ def test_saved_activations_of_reconstruction(precision: str) -> None:
     st.sampled_from([*VARIANTS, *BLOCKS]), st.sampled_from(["fp32", "bf16"]), st.booleans(), st.booleans(),
     st.integers(1, 3),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_the_backward_pass_leaves_are_the_gradients(
     variant: dict[str, object], precision: str, dropout: bool, drop_path: bool, layers: int
 ) -> None:

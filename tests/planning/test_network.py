@@ -55,7 +55,7 @@ def simulate_ring(links_s: list[float], steps: int) -> float:
     return max(free)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(meshes(), SIZES)
 def test_a_ring_all_reduce_takes_what_its_messages_take_one_by_one(net: Network, size: float) -> None:
     names = [node.name for node in net.cluster.node]
@@ -114,7 +114,7 @@ def test_a_table_is_read_straight_between_its_points_and_goes_on_beyond_them(siz
     assert link_time(Link(between=("a", "b"), table=TABLE), size) == pytest.approx(time_s)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SIZES, SIZES)
 def test_a_larger_message_is_never_quicker(size: float, other: float) -> None:
     small, large = sorted((size, other))
@@ -129,7 +129,7 @@ def test_devices_of_one_node_speak_over_its_link_with_itself() -> None:
     assert net.all_reduce_inside("a", 1, 1e8) == 0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 12), SIZES, st.floats(0, 0.1), st.floats(1e5, 1e10))
 def test_the_networks_efficiency_is_the_share_that_latency_leaves(
     count: int, size: float, alpha: float, beta: float
@@ -146,7 +146,7 @@ def test_a_node_that_computes_all_the_time_is_fully_used() -> None:
     assert compute_efficiency(4e13, 1.0, [1e13, 7e13]) == 0.5
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10), st.floats(0, 1))
 def test_overlap_hides_at_most_the_backward_pass_and_never_the_last_bucket(
     compute: float, comm: float, hidden: float, share: float

@@ -17,7 +17,7 @@ ROOM = Room(0, Batch(8, 0, 256), "fp32", "adamw")
 
 
 @given(st.integers(0, 2 * 10**9))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_activations_are_computed_again_only_where_there_is_no_room(size_bytes: int) -> None:
     kept, again = (ROOM.peak(SHAPE, way) for way in (False, True))
     expected = False if size_bytes >= kept else True if size_bytes >= again else None

@@ -57,7 +57,7 @@ def test_packing_fills_columns_up() -> None:
 
 
 @given(st.integers(1, 70), st.integers(1, 150))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_capacity_is_the_caches(prompt_len: int, new_tokens: int) -> None:
     layer = LayerCache()
     layer.append(torch.zeros(2, 3, prompt_len, 5), torch.zeros(2, 3, prompt_len, 5))
@@ -161,7 +161,7 @@ def test_an_encoder_alone(attention: str) -> None:
 
 @given(st.integers(1, 16), st.integers(1, 100), st.integers(1, 100), st.sampled_from(["fp32", "bf16", "int8"]))
 @example(2, 1, 1, "fp32")  # the third is read beside less than the second was
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_of_anything_needs_no_less(rows: int, prompt_len: int, new_tokens: int, kind: str) -> None:
     for shape in (DECODER, TRANSLATOR):
         peak = serve_memory(shape, rows, prompt_len, new_tokens, weights=kind).peak

@@ -39,7 +39,7 @@ def truth(work: dict[str, float]) -> float:
     return sum(RATES[GRADIENT_UNITS[kind]] * amount for kind, amount in work.items())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 14))
 def test_least_squares_are_scipys(seed: int, columns: int, rows: int) -> None:
     random = np.random.default_rng(seed)

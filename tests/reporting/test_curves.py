@@ -129,7 +129,7 @@ def test_one_point_is_enough() -> None:
     assert curves.ledger_chart(LEDGER[:1])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=5), st.floats(1e-6, 1e12))
 def test_odd_numbers_do_not_stop_a_chart(losses: list[float], measured: float) -> None:
     curves.loss_curve([{"tokens": i, "loss": loss} for i, loss in enumerate(losses)], None, TOKEN)

@@ -38,7 +38,7 @@ def texts(svg: str) -> list[str]:
     return [element.text or "" for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     layers=st.tuples(st.integers(0, 3), st.integers(0, 3)).filter(any),
     settings_=st.fixed_dictionaries(

@@ -120,7 +120,7 @@ def test_rows_that_come_and_go_answer_as_if_alone(changes):
     assert answers == {prompt.content: alone(model, prompt) for _, prompt in arrivals}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 8))
 def test_any_arrivals_answer_as_if_alone(seed: int, count: int):
     model = make_model()

@@ -113,7 +113,7 @@ def test_a_source_may_use_the_whole_length_of_the_model(translator: tuple[Model,
     assert server.post("/v1/translate", {"text": text + "Q"}).status_code == 422
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=30), data=st.data())
 def test_no_text_is_too_strange(translator, writer, text: str, data: st.DataObject):
     translate = {"text": [text, data.draw(st.text(max_size=10))], "beam_size": data.draw(st.integers(1, 3))}

@@ -300,7 +300,7 @@ def test_messages_out_of_turn_are_refused(chat: tuple[Model, Running], roles: li
     refused(chat[1].post("/v1/chat/completions", body), 422, "invalid_value", "messages: ", *words)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=json_values | st.lists(st.dictionaries(st.sampled_from(["age", "job"]), json_values)), data=st.data())
 def test_nothing_asked_is_the_servers_fault(texts, images, rows, films, value: object, data: st.DataObject):
     key, server = data.draw(
@@ -311,7 +311,7 @@ def test_nothing_asked_is_the_servers_fault(texts, images, rows, films, value: o
     assert answer.status_code < 500, (key, value, answer.text)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=12))
 def test_no_damaged_image_is_the_servers_fault(images, changes: list[tuple[int, int]]):
     file = bytearray(png(Image.linear_gradient("L").resize((20, 20))))

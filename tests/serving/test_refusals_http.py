@@ -240,7 +240,7 @@ likely = st.dictionaries(keys, json_values | st.text() | st.lists(st.text(max_si
 bodies = st.binary(max_size=200) | (json_values | likely).map(lambda value: json.dumps(value).encode())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=bodies)
 def test_no_body_is_the_servers_fault(translating: Running, writing: Running, body: bytes):
     for server, path in ((translating, "/v1/translate"), (writing, "/v1/completions")):
@@ -250,7 +250,7 @@ def test_no_body_is_the_servers_fault(translating: Running, writing: Running, bo
             assert answer.json()["error"]["message"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(body=likely.map(lambda value: value | {"prompt": "a", "text": "a"}))
 def test_likely_bodies_are_answered_or_explained(translating: Running, writing: Running, body: dict):
     translate = {key: value for key, value in body.items() if key in ("text", "beam_size", "model")}

@@ -213,7 +213,7 @@ def test_histories_that_are_refused(films: Running, body: dict, words: list[str]
     refused(films.post("/v1/recommend", body), 422, "invalid_value", *words)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=json_values | st.binary(max_size=40).map(encoded), key=st.sampled_from(["text", "image", "row", "items"]))
 def test_no_question_is_the_servers_fault(
     texts: Running, images: Running, rows: Running, films: Running, value: object, key: str

@@ -10,7 +10,7 @@ from chinchilla.config.errors import FaultError
 from chinchilla.store import atomic
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(chunks=st.lists(st.binary(max_size=100)))
 def test_write_new_reports_size_and_hash_of_what_it_wrote(tmp_path_factory, chunks):
     path = tmp_path_factory.mktemp("new") / "file"

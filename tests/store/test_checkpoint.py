@@ -66,7 +66,7 @@ def assert_same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tenso
         )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(model=named_tensors(), optimizer=named_tensors())
 def test_every_bit_comes_back_and_safetensors_reads_the_files(tmp_path_factory, model, optimizer):
     folder = tmp_path_factory.mktemp("checkpoints")

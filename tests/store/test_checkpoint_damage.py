@@ -222,7 +222,7 @@ HEADERS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(model=st.binary(max_size=80) | HEADERS, state=st.binary(max_size=40) | st.just(b"[" * 100_000))
 def test_hostile_files_with_a_matching_manifest_are_faults_and_nothing_else(tmp_path_factory, model, state):
     path = tmp_path_factory.mktemp("forged") / "step-000001"
@@ -233,7 +233,7 @@ def test_hostile_files_with_a_matching_manifest_are_faults_and_nothing_else(tmp_
         assert str(path) in str(error)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.binary(max_size=300) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "replace")))
 def test_a_hostile_manifest_is_a_fault_and_nothing_else(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("forged") / "step-000001"

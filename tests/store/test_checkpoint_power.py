@@ -153,7 +153,7 @@ def disk() -> Iterator[Disk]:
         yield disk
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_a_power_cut_at_any_moment_leaves_what_was_committed(disk, data, seed):
     moment = data.draw(st.integers(0, len(disk.pictures) - 1))

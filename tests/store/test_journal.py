@@ -18,7 +18,7 @@ VALUES = st.recursive(
 RECORDS = st.dictionaries(st.text(), VALUES, max_size=4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(records=st.lists(RECORDS, min_size=1, max_size=5))
 def test_what_is_appended_is_read(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("journal") / "metrics.jsonl"
@@ -28,7 +28,7 @@ def test_what_is_appended_is_read(tmp_path_factory, records):
     assert path.read_bytes().count(b"\n") == len(records)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(records=st.lists(RECORDS, min_size=1, max_size=4), added=RECORDS, data=st.data())
 def test_a_torn_last_line_costs_that_line_only(tmp_path_factory, records, added, data):
     path = tmp_path_factory.mktemp("journal") / "metrics.jsonl"

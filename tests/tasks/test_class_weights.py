@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -17,7 +17,6 @@ def classes(count: int) -> Classes:
     return Classes(names=tuple(f"class {place}" for place in range(count)))
 
 
-@settings(deadline=None)
 @given(COUNTS)
 def test_balanced_weights_are_scikit_learns(counts):
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -26,7 +25,6 @@ def test_balanced_weights_are_scikit_learns(counts):
     assert found == pytest.approx(expected.tolist())
 
 
-@settings(deadline=None)
 @given(COUNTS, st.data())
 def test_a_table_counts_by_ratios_and_is_1_on_average(counts, data):
     names = classes(len(counts)).names

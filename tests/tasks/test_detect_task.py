@@ -55,7 +55,7 @@ def test_overlap_is_that_of_counted_squares(one, other):
     assert float(generalised_iou(*boxes)) == pytest.approx(expected, abs=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(0, 3))
 def test_a_match_is_the_cheapest_of_all(seed, count):
     torch.manual_seed(seed)

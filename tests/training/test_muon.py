@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -41,7 +41,6 @@ def test_each_polynomial_is_the_best_for_what_the_one_before_leaves() -> None:
     assert (low, high) == pytest.approx((0.73, 1.27), abs=5e-3)
 
 
-@settings(deadline=None)
 @given(
     rows=st.integers(2, 80),
     columns=st.integers(2, 80),

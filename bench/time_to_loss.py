@@ -57,7 +57,7 @@ RATES = (0.5, 1.0, 2.0)
 TUNING = 0.2
 """Length of a tuning run, as a share of the race."""
 
-SHARES = (0.35, 0.5)
+SHARES = (0.35, 0.5, 0.65)
 """Lengths of the default recipe's runs, as shares of AdamW's."""
 
 Row = dict[str, Any]

@@ -22,9 +22,9 @@ def clock(monkeypatch):
     now = [0.0]
     run = Stack.forward
 
-    def forward(self: nn.Module, x: Tensor, *rest: object) -> Tensor:
+    def forward(self: nn.Module, x: Tensor, *rest: object, **named: object) -> Tensor:
         now[0] += (ENCODER_S if len(self.layers) == 1 else DECODER_S) + POSITION_S * x.shape[1]
-        return run(self, x, *rest)
+        return run(self, x, *rest, **named)
 
     monkeypatch.setattr(Stack, "forward", forward)
     return lambda: now[0]

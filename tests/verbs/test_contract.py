@@ -172,8 +172,8 @@ def test_the_loss_falls(trained: Trained):
     losses = [line["loss"] for line in journal.read(trained.folder.metrics) if "loss" in line]
     assert len(losses) == STEPS and trained.results["valid_loss"] < 0.9 * losses[0]
     chance = math.log(trained.plan.shape.num_outputs)
-    # Matched boxes have a loss of their own kind.
-    assert trained.task == "detect" or chance - 0.1 < losses[0] < chance + 0.7
+    # Matched boxes have a loss of their own kind; a tied table at first favours the token that was just read.
+    assert trained.task == "detect" or chance - 0.1 < losses[0] < chance + 1
 
 
 def test_the_folder_answers_as_the_model_in_memory(trained: Trained):

@@ -26,8 +26,7 @@ from chinchilla.models import quantized
 from chinchilla.models.head import TokenHead
 from chinchilla.models.quantized import matrices, replace_, to_levels, to_rows
 from chinchilla.models.transformer import Transformer
-from chinchilla.verbs.exam import RunExam, open_exam
-from chinchilla.verbs.load import load
+from chinchilla.verbs.exam import RunExam, sit_exam
 
 KINDS = ("attention.qkv", "attention.out", "cross.query", "cross.kv", "cross.out", "mlp.up", "mlp.down", "head")
 BATCH, SAMPLES = 32, 1000
@@ -156,7 +155,7 @@ def against(wanted: Counts, found: Counts) -> Row:
 
 def run(path: Path, most: int | None, with_bleu: bool) -> Iterator[Row]:
     """All rows of one run, each printed as it comes."""
-    exam, model = open_exam(path), load(path).model.eval()
+    exam, model = sit_exam(path)
     torch.set_num_threads(1)
     data = batches(exam, model, most)
     references = [example[1] for example in exam.examples]

@@ -54,7 +54,7 @@ def endless(model: Transformer) -> Transformer:
         found[..., model.shape.eos_id] = -1e4
         return found
 
-    model.logits = logits  # type: ignore[method-assign]
+    model.logits = logits  # type: ignore[method-assign]  # of this one model
     return model
 
 
@@ -91,7 +91,7 @@ def cpu_time(call: Callable[[], object]) -> float:
 
 def machine_by_cpu_time() -> Machine:
     clock = SimpleNamespace(perf_counter=time.process_time, process_time=time.process_time)
-    measure.time = clock  # type: ignore[attr-defined, assignment]
+    measure.time = clock  # type: ignore[attr-defined, assignment]  # CPU time for wall time
     return measure.measure(threads=1)
 
 

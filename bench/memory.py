@@ -196,7 +196,7 @@ def serve(shape: Shape, precision: Precision, rows: int, length: int, new: int, 
         with torch.inference_mode():
             return counted.peak, counted.weights + tensor_peak(lambda: model.encode(ids))
     if shape.num_encoder_layers:
-        model.logits = endless(model)  # type: ignore[method-assign]
+        model.logits = endless(model)  # type: ignore[method-assign]  # of this one model
         real = torch.ones_like(ids, dtype=torch.bool)
         return counted.peak, counted.weights + tensor_peak(lambda: translate(model, ids, real, [new] * rows, beams))
     decoding = TokenDecoding(model, lambda text: [3] * length, Silence, frozenset())

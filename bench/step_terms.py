@@ -4,8 +4,9 @@
 
 Each line is one change to the kinds of work. For each table: the error (median, largest) of whole steps of models left
 out one at a time, both precisions together, of all eighteen; and of the held-out ones from the calibration's alone, as
-`step_time.py` has it. The last line is no model: each table's held-out steps as the other table measured them, times
-the median ratio of their calibration rows. What two measurements of one step differ by, no count of work can foretell.
+`step_time.py` has it. The last line is no model: each table's held-out steps as the table before measured them (the
+first's: the last), times the median ratio of their calibration rows. What two measurements of one step differ by, no
+count of work can foretell.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from chinchilla.planning.count import parameters, products
 from chinchilla.planning.memory import takes_muon
 from chinchilla.planning.step_model import gradient_work, nnls, update_work
 
-TABLES = ("step_time", "step_time_again")
+TABLES = ("step_time", "step_time_again", "step_time_third", "step_time_fourth")
 CACHE_BYTES = 2 * 2**20
 Floats = NDArray[np.float64]
 Work = Mapping[str, float]
@@ -68,7 +69,7 @@ VARIANTS: dict[str, tuple[Change, Change, tuple[str, ...]]] = {
     "products padded to 32": (beside("products", lambda c, w: _padded(c, 32)), _same, ()),
     "products padded to 64": (beside("products", lambda c, w: _padded(c, 64)), _same, ()),
     "calls that grow with the width": (beside("wide", lambda c, w: w["operators"] * c.shape.dim), _same, ()),
-    "no cost of a pass": (without("passes"), _same, ()),
+    "a cost of a pass": (beside("passes", lambda c, w: 1.0), _same, ()),
     "no cost of an operator": (without("operators"), _same, ()),
     "Muon's numbers beyond a 2 MB cache": (_same, beside("big", lambda c, w: _beyond_cache(_muon(c))), ()),
     "Muon's short sides squared": (
@@ -81,7 +82,7 @@ VARIANTS: dict[str, tuple[Change, Change, tuple[str, ...]]] = {
         beside("big", lambda c, w: max(0.0, 16 * w["adamw"] - 32e6) if c.optimizer == "adamw" else 0.0),
         (),
     ),
-    "one rate in both precisions but for products, passes": (
+    "one rate in both precisions but for products": (
         _same,
         _same,
         ("attention", "elementwise", "cross-entropy", "matrices", "operators"),
@@ -147,8 +148,8 @@ def main() -> None:
     for name, variant in VARIANTS.items():
         found = [errors(timed, variant) for timed in tables]
         print(f"{name:54}" + "".join(f"{shown(left)}   {shown(held)}".rjust(42) for left, held in found))
-    pairs = (tables, tables[::-1])
-    print(f"{'the same steps, as the other table has them':54}" + "".join(shown(repeated(*p)).rjust(42) for p in pairs))
+    found = [repeated(each, before) for each, before in zip(tables, (tables[-1], *tables), strict=False)]
+    print(f"{'the same steps, as the table before has them':54}" + "".join(shown(each).rjust(42) for each in found))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from chinchilla.config.machine import Calibration, Machine
+from chinchilla.config.machine import Calibration, Machine, MatmulRate
 from chinchilla.parallel.calibrate import MODELS, Case, Taken, Timed, cases, fitted, time_steps
 from chinchilla.parallel.measure import device_name
 from chinchilla.planning.count import num_params
@@ -58,11 +58,12 @@ def read(path: Path) -> list[Timed]:
 
 
 def predicted(case: Case, known: Sequence[Calibration]) -> StepTime:
-    """As the planner predicts it, on a machine of which nothing but the calibration is known; nothing waits there."""
+    """As the planner predicts it by the calibration alone, which goes before every other rate; nothing waits there."""
     idle = tuple(each.model_copy(update={"waiting": 1.0}) for each in known)
     machine = Machine(
-        name="", device="cpu", threads=1, memory_bytes=0, torch_version="", measured_at="", noise=0, matmul=(),
-        bytes_per_s=1, op_overhead_s=0, has_compiler=False, calibration=idle,
+        name="", device="cpu", threads=1, memory_bytes=1, torch_version="", measured_at="", noise=0,
+        matmul=(MatmulRate(precision=case.precision, m=1, k=1, n=1, flops_per_s=1),),
+        bytes_per_s=1, op_overhead_s=1, has_compiler=False, calibration=idle,
     )  # fmt: skip
     return step_time(case.shape, case.batch, machine, case.precision, case.optimizer)
 

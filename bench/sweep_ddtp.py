@@ -20,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from chinchilla.config.errors import ChinchillaError
 from chinchilla.config.load import load_run
+from chinchilla.config.plan import TOKEN
 from chinchilla.data.sources import default_cache
 from chinchilla.planning.count import num_params
 from chinchilla.planning.design import Design, Small, best_shape
@@ -64,10 +66,10 @@ def main() -> int:
     with Progress() as progress:
         ground = _ground(said.out, said.budget, said.factor, said.settings, progress)
         if said.dry_run:
-            show(design_table(preview(ground)), sys.stdout)
+            show(design_table(preview(ground), TOKEN), sys.stdout)
             return 0
         found = sweep(ground, progress, _show_design)
-        show(sweep_tables(found), sys.stdout)
+        show(sweep_tables(found, TOKEN), sys.stdout)
         foretold = foretell(ground, found.law, found.runs, said.factor)
         measured = _measured(ground, foretold, found.runs, progress)
     return judge(foretold, measured, found.runs)
@@ -142,8 +144,12 @@ def _measured(ground: Ground, foretold: Foretold, done: tuple[Done, ...], progre
 
 
 def _show_design(made: Design) -> None:
-    show(design_table(made), sys.stderr)
+    show(design_table(made, TOKEN), sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ChinchillaError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

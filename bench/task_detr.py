@@ -43,6 +43,7 @@ def detr(contest: Contest) -> Outcome:
     """A DETR of about our size."""
     prepared = prepare(contest.run)
     codec, scenes = prepared.codec, prepared.train
+    assert isinstance(codec, PictureBoxes)
     queries = max(FEWEST_QUERIES, 2 * max(map(len, scenes.boxes)))
     config = nearest(contest.plan.num_params, len(codec.classes.names), codec.size.channels, queries)
     images = max(FEWEST_IMAGES, PIXELS // (codec.size.height * codec.size.width))
@@ -71,20 +72,20 @@ def nearest(wanted: int, classes: int, channels: int, queries: int) -> DetrConfi
 
 def configured(dim: int, layers: int, classes: int, channels: int, queries: int) -> DetrConfig:
     """A DETR with stacks of so many layers, on a ResNet that ends as wide as they are."""
+    untyped: dict[str, Any] = {"out_features": ["stage3"]}
     backbone = ResNetConfig(
         num_channels=channels,
         embedding_size=dim // 4,
         hidden_sizes=[dim // 4, dim // 2, dim],
         depths=[1, 1, 1],
         layer_type="basic",
-        out_features=["stage3"],
+        **untyped,
     )
-    stacks = {f"{side}_layers": layers for side in ("encoder", "decoder")}
+    stacks: dict[str, Any] = {f"{side}_layers": layers for side in ("encoder", "decoder")}
     stacks |= {f"{side}_attention_heads": dim // 32 for side in ("encoder", "decoder")}
     stacks |= {f"{side}_ffn_dim": 4 * dim for side in ("encoder", "decoder")}
-    return DetrConfig(
-        backbone_config=backbone, d_model=dim, num_queries=queries, num_labels=classes, auxiliary_loss=True, **stacks
-    )
+    stacks |= {"num_labels": classes}
+    return DetrConfig(backbone_config=backbone, d_model=dim, num_queries=queries, auxiliary_loss=True, **stacks)
 
 
 def small_detr(config: DetrConfig) -> DetrForObjectDetection:

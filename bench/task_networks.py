@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BartConfig, BartForConditionalGeneration
 
+from chinchilla.data.picture_classes import PictureClasses
 from chinchilla.data.stream import stream
+from chinchilla.data.tokenizer import Tokenizer
 from chinchilla.tasks.classify import class_metrics
 from chinchilla.tasks.translate import max_new
 from chinchilla.verbs.prepare import prepare
-from chinchilla.verbs.prepared import Prepared
 
 RATES = {"bart": (5e-4, 1e-3, 2e-3), "cnn": (1e-3, 3e-3, 1e-2)}
 TRIAL_SHARE = 0.05
@@ -110,18 +111,21 @@ def best_of(make: Callable[[str], Learner], rates: Iterable[float], contest: Con
 def bart(contest: Contest) -> Outcome:
     """A BART of about our size."""
     prepared = prepare(contest.run)
-    dim, layers = _bart_size(prepared.codec.vocab_size, contest.plan.num_params)
+    tokenizer = prepared.codec
+    assert isinstance(tokenizer, Tokenizer)
+    dim, layers = _bart_size(tokenizer.vocab_size, contest.plan.num_params)
     pairs = {name: _id_pairs(getattr(prepared, name), prepared.row_len) for name in ("train", "valid")}
 
     def make(precision: str) -> Learner:
         torch.manual_seed(contest.run.seed)
-        model = BartForConditionalGeneration(_bart_config(prepared, dim, layers)).train()
+        model = BartForConditionalGeneration(_bart_config(tokenizer.vocab_size, prepared.row_len, dim, layers)).train()
         feed = itertools.chain.from_iterable(_alike(pairs["train"], epoch) for epoch in itertools.count())
         return Learner(model, _bart_loss, feed, lambda: _alike(pairs["valid"], 0), precision)
 
     model, train_s = best_of(make, RATES["bart"], contest)
     sources, references = [example[0] for example in prepared.test], [example[1] for example in prepared.test]
-    return Outcome(summary_metrics(_summaries(model, prepared, sources), references), train_s, model.num_parameters())
+    written = _summaries(model, tokenizer, prepared.row_len, sources)
+    return Outcome(summary_metrics(written, references), train_s, sum(each.numel() for each in model.parameters()))
 
 
 def _bart_size(vocab_size: int, wanted: int) -> tuple[int, int]:
@@ -130,15 +134,15 @@ def _bart_size(vocab_size: int, wanted: int) -> tuple[int, int]:
     return min(sizes, key=lambda size: abs(math.log((vocab_size + 28 * size[0] * size[1]) * size[0] / wanted)))
 
 
-def _bart_config(prepared: Prepared, dim: int, layers: int) -> BartConfig:
-    stacks = {f"{side}_layers": layers for side in ("encoder", "decoder")}
+def _bart_config(vocab_size: int, row_len: int, dim: int, layers: int) -> BartConfig:
+    stacks: dict[str, Any] = {f"{side}_layers": layers for side in ("encoder", "decoder")}
     stacks |= {f"{side}_attention_heads": dim // 64 for side in ("encoder", "decoder")}
     stacks |= {f"{side}_ffn_dim": 4 * dim for side in ("encoder", "decoder")}
     return BartConfig(
-        vocab_size=prepared.codec.vocab_size,
+        vocab_size=vocab_size,
         d_model=dim,
         **stacks,
-        max_position_embeddings=prepared.row_len + 2,
+        max_position_embeddings=row_len + 2,
         dropout=0.1,
         pad_token_id=PAD,
         bos_token_id=BOS,
@@ -185,25 +189,27 @@ def _bart_loss(model: nn.Module, batch: tuple[Tensor, Tensor], smoothing: float)
 
 
 @torch.no_grad()
-def _summaries(model: Any, prepared: Prepared, sources: list[str]) -> list[str]:
-    ids = [[BOS, *row[: prepared.row_len - 2], EOS] for row in prepared.codec.encode_batch(sources)]
+def _summaries(model: Any, tokenizer: Tokenizer, row_len: int, sources: list[str]) -> list[str]:
+    ids = [[BOS, *row[: row_len - 2], EOS] for row in tokenizer.encode_batch(sources)]
     order, outputs = sorted(range(len(ids)), key=lambda place: len(ids[place])), [""] * len(ids)
     for start in range(0, len(order), 32):
         places = order[start : start + 32]
         source = _padded([ids[place] for place in places])
-        longest = max_new(source.shape[1], prepared.row_len)
+        longest = max_new(source.shape[1], row_len)
         found = model.generate(
             input_ids=source, attention_mask=(source != PAD).long(), num_beams=BEAMS, max_new_tokens=longest
         )
         for place, row in zip(places, found.tolist(), strict=True):
-            outputs[place] = prepared.codec.decode([token for token in row if token not in (PAD, BOS, EOS)])
+            outputs[place] = tokenizer.decode([token for token in row if token not in (PAD, BOS, EOS)])
     return outputs
 
 
 def cnn(contest: Contest) -> Outcome:
     """A plain CNN of about our FLOPs an image."""
     prepared = prepare(contest.run)
-    classes, size = prepared.codec.classes, prepared.codec.size
+    codec = prepared.codec
+    assert isinstance(codec, PictureClasses)
+    classes, size = codec.classes, codec.size
     shape = (1, size.channels, size.height, size.width)
     width = min(WIDTHS, key=lambda each: abs(math.log(_flops(each, shape) / contest.plan.flops_per_token)))
     train = prepared.make_batches(prepared.train, IMAGES, contest.run.seed)
@@ -211,14 +217,15 @@ def cnn(contest: Contest) -> Outcome:
 
     def make(precision: str) -> Learner:
         torch.manual_seed(contest.run.seed)
-        model = plain_cnn(size.channels, width, len(classes.names)).to(memory_format=torch.channels_last).train()
+        model = plain_cnn(size.channels, width, len(classes.names)).train()
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does not declare it
         feed = (batch for _, batch in stream(train))
         return Learner(model, _image_loss, feed, lambda: map(valid.batch, valid.order(0)), precision)
 
     model, train_s = best_of(make, RATES["cnn"], contest)
     truth = np.array([classes.number(example[1]) for example in prepared.test])
     with torch.inference_mode():
-        pixels = prepared.codec.batches([example[0] for example in prepared.test])
+        pixels = codec.batches([example[0] for example in prepared.test])
         chances = torch.cat([model(inputs["source"]).double().softmax(1) for _, inputs in pixels]).numpy()
     return Outcome(class_metrics(truth, chances, classes), train_s, sum(each.numel() for each in model.parameters()))
 

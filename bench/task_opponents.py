@@ -100,6 +100,7 @@ def tf_idf(contest: Contest) -> Outcome:
             loss = log_loss(numbers["valid"], model.predict_proba(counted["valid"]), labels=model.classes_)
             if loss < best:
                 best, chosen = loss, (terms, model, clock() - begun)
+    assert chosen is not None
     terms, model, train_s = chosen
     chances = model.predict_proba(terms.transform(texts["test"]))
     return Outcome(class_metrics(numbers["test"], chances, split.classes), train_s, model.coef_.size)
@@ -138,6 +139,7 @@ def _boosting(contest: Contest, settings: list[dict[str, Any]]) -> Outcome:
         loss = log_loss(split.valid.labels, model.predict_proba(split.valid.source), labels=model.classes_)
         if loss < best:
             best, chosen = loss, (model, clock() - begun)
+    assert chosen is not None
     model, train_s = chosen
     chances = model.predict_proba(split.test.source)
     return Outcome(class_metrics(split.test.labels, chances, split.classes), train_s, None)

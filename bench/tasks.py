@@ -35,7 +35,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ import task_networks as networks
 import task_opponents as opponents
 import torch
 from task_opponents import Contest, Opponent
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no types
 
 from chinchilla.config.adapter import Adapter
 from chinchilla.config.load import load_run
@@ -106,7 +106,7 @@ class Case:
     data: str
     budget_s: int
     metrics: tuple[str, ...]
-    against: dict[str, Opponent]
+    against: Mapping[str, Opponent]
     label: str = ""
 
     @property
@@ -128,8 +128,8 @@ class Case:
             yield from (f"data.train={joined(self.data, bench)}", f"data.label={self.label}")
         elif self.data == "mnist":
             for part, prefix in (("train", "train"), ("test", "t10k")):
-                files = [str(folder / f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
-                yield f"data.{part}={json.dumps(files)}"
+                pair = [str(folder / f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
+                yield f"data.{part}={json.dumps(pair)}"
         elif self.task == "detect":
             yield "images.flip=true"
             for part in ("train", "valid", "test"):

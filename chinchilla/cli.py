@@ -102,15 +102,15 @@ def plan(
         _example(words, budget, plot, as_json)
         return
     loaded = _load(words, budget)
-    from chinchilla.verbs import plots
+    from chinchilla.store.atomic import require_place
     from chinchilla.verbs.layouts import layouts, read
 
-    plots.check(plot, ".html")
+    require_place("--plot", plot, ".html")
     cluster = read(loaded.run)
     if dry_run:
         from chinchilla.verbs.dry_run import look
 
-        _dry(loaded, look(loaded.run, law, _tell))
+        _dry(loaded, look(loaded.run, law, _tell), as_json)
         return
     from chinchilla.reporting.tables import plan_table, show
     from chinchilla.verbs.plan import plan as make_plan
@@ -128,7 +128,9 @@ def plan(
         show(layout_table(found), target)
         told["layouts"] = found.model_dump(mode="json")
     if plot is not None:
-        plots.draw_plan(made, prepared.facts, found, plot)
+        from chinchilla.verbs.plots import draw_plan
+
+        draw_plan(made, prepared.facts, found, plot)
         _tell(f"drawn: {plot}")
     if as_json:
         _json(**told)
@@ -175,7 +177,7 @@ def train(
     if loaded is not None:
         _note_cluster(loaded)
     if dry_run:
-        _dry_train(loaded, resume)
+        _dry_train(loaded, resume, as_json)
         return
     from chinchilla.reporting.tables import ledger_table, plan_table, show
     from chinchilla.store import journal
@@ -217,7 +219,10 @@ def evaluate(
 
     if dry_run:
         exam = open_exam(run)
-        _out(f"would score {len(exam.examples):,} test examples")
+        if as_json:
+            _json(examples=len(exam.examples))
+        else:
+            _out(f"would score {len(exam.examples):,} test examples")
         return
     if attack is not None:
         _show_robustness(run, attack, strength or [], steps, as_json)
@@ -287,6 +292,8 @@ def compress(
     dry_run: DryRun = False,
 ) -> None:
     """Make an int8 model of a run's model, and measure size, latency and quality before and after."""
+    from dataclasses import asdict
+
     from chinchilla.config.units import show_bytes
     from chinchilla.reporting.tables import compression_table, show
     from chinchilla.verbs import compress as verb
@@ -294,6 +301,9 @@ def compress(
 
     if dry_run:
         record = verb.preview(run)
+        if as_json:
+            _json(**asdict(record))
+            return
         before, after = show_bytes(record.size_before_bytes), show_bytes(record.size_after_bytes)
         _out(f"would make {len(record.layers_int8)} matrices int8: {before} → {after}")
         return
@@ -338,8 +348,11 @@ def verify(
 
 
 @app.command()
-def report(run: RunArgument, as_json: AsJson = False) -> None:
-    """Write a run's report.html: one page that opens offline."""
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a sweep's folder")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's or a sweep's report.html: one page that opens offline."""
     from chinchilla.verbs.report import report as write_report
 
     path = write_report(run)
@@ -353,7 +366,7 @@ def report(run: RunArgument, as_json: AsJson = False) -> None:
 def explain(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder or a model folder of a classifier")],
     question: Annotated[str, typer.Argument(metavar="INPUT", help="a text, an image's path, or a row as JSON")],
-    label: Annotated[str | None, typer.Option("--class", help="the class to explain; absent: the likeliest")] = None,
+    label: Annotated[str | None, typer.Option("--class", help="the class to explain; absent: the answer")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="the page; RUN/explain.html if absent")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -393,10 +406,10 @@ def audit(
     """Show how right past runs' predictions were: bias and coverage of each, and what to correct."""
     from chinchilla.reporting.audit_tables import audit_tables
     from chinchilla.reporting.tables import show
+    from chinchilla.store.atomic import require_place
     from chinchilla.verbs import audit as verb
-    from chinchilla.verbs import plots
 
-    plots.check(plot, ".svg")
+    require_place("--plot", plot, ".svg")
     audited = verb.audit(paths, _tell)
     show(audit_tables(audited.scores, audited.recalibrations), sys.stderr if as_json else sys.stdout)
     if plot is not None:
@@ -463,15 +476,17 @@ def fit(
         return
     from chinchilla.reporting.fit_tables import fit_tables
     from chinchilla.reporting.tables import show
+    from chinchilla.store.atomic import require_place
     from chinchilla.verbs import fit as verb
-    from chinchilla.verbs import plots
 
-    plots.check(plot, ".html", ".svg")
+    require_place("--plot", plot, ".html", ".svg")
     verb.check_out(out, approach or 3)
     found = verb.fit(runs, approach or 3, bootstraps or 1000)
     show(fit_tables(found), sys.stderr if as_json else sys.stdout)
     if plot is not None:
-        plots.draw_fit(found, plot)
+        from chinchilla.verbs.plots import draw_fit
+
+        draw_fit(found, plot)
         _tell(f"drawn: {plot}")
     if out is not None:
         verb.keep(found, out)
@@ -506,18 +521,20 @@ def sweep(
 ) -> None:
     """Do a few small runs, fit your own scaling law, and plan the big run by it."""
     loaded = _load(words, budget)
+    from chinchilla.config.plan import LABELS
     from chinchilla.reporting.sweep_tables import design_table, sweep_tables
     from chinchilla.reporting.tables import show
     from chinchilla.verbs import sweep as verb
 
+    counted = LABELS[loaded.run.task]
     with _progress() as progress:
         ground = verb.survey(loaded, out, verb.read_target(target), progress.stage)
         if dry_run:
             made = verb.preview(ground)
         else:
-            found = verb.sweep(ground, progress, lambda made: show(design_table(made), sys.stderr))
+            found = verb.sweep(ground, progress, lambda made: show(design_table(made, counted), sys.stderr))
     shown = sys.stderr if as_json else sys.stdout
-    show(design_table(made) if dry_run else sweep_tables(found), shown)
+    show(design_table(made, counted) if dry_run else sweep_tables(found, counted), shown)
     if as_json:
         _json(**(verb.design_json(made) if dry_run else verb.as_json(found)))
 
@@ -611,18 +628,26 @@ def _tell(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def _dry_train(loaded: Loaded | None, resume: Path | None) -> None:
+def _dry_train(loaded: Loaded | None, resume: Path | None, as_json: bool) -> None:
     from chinchilla.verbs.dry_run import look_before_resuming, look_before_training
 
     if loaded is not None:
-        _dry(loaded, look_before_training(loaded.run, _tell))
+        _dry(loaded, look_before_training(loaded.run, _tell), as_json)
     elif resume is not None:
-        _out(look_before_resuming(resume, _tell))
+        rest = look_before_resuming(resume, _tell)
+        if as_json:
+            _json(run=str(resume), step=rest.step, steps=rest.steps)
+        else:
+            _out(f"would go on from step {rest.step:,} of {rest.steps:,}")
 
 
-def _dry(loaded: Loaded, found: "Look") -> None:
+def _dry(loaded: Loaded, found: "Look", as_json: bool) -> None:
     from chinchilla.config.load import to_toml
 
+    if as_json:
+        recipe = loaded.run.model_dump(mode="json", exclude_none=True)
+        _json(recipe=recipe, origins=loaded.origins, **found.as_json())
+        return
     _out(to_toml(loaded))
     for line in found.lines:
         _out(f"# {line}")

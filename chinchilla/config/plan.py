@@ -41,6 +41,9 @@ FAMILIES: dict[TaskName, Family] = {
 PACKED: frozenset[TaskName] = frozenset(("translate", "summarise", "dialogue", "classify_text", "recommend"))
 """Tasks whose rows hold several examples, which must not see each other."""
 
+STEMMED: frozenset[TaskName] = frozenset(("classify_image", "classify_table", "detect"))
+"""Tasks whose rows are as long as an input has columns or patches."""
+
 
 class Label(NamedTuple):
     """What a task plans, counts and averages over, in words."""

@@ -17,6 +17,7 @@ from pydantic import (
 
 from chinchilla.config.adapter import Adapter
 from chinchilla.config.attack import Attack
+from chinchilla.config.costs import Costs
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Precision
 from chinchilla.config.noise import Noise
@@ -246,6 +247,12 @@ class Train(Frozen):
     probes: bool = Field(True, description="let short probe runs choose the shape where no law holds")
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
+    @property
+    def distorting(self) -> str | None:
+        """The setting by which a classifier's chances come to be others than the data's, where there is one."""
+        names = ("class_weights", "focal_gamma", "label_smoothing")
+        return next((f"train.{name}" for name in names if getattr(self, name)), None)
+
     @model_validator(mode="after")
     def _one_right_answer(self) -> Self:
         if self.focal_gamma and self.label_smoothing:
@@ -280,6 +287,7 @@ class Run(Frozen):
     model: Model = Model()
     train: Train = Train()
     attack: Attack | None = Field(None, description="train a classifier on disturbed inputs")
+    costs: Costs | None = Field(None, description="what a table's two classes cost to confuse: the cheaper is answered")
     adapter: Adapter | None = Field(None, description="train a small part beside the model in model.start, frozen")
     evaluate: Evaluate = Evaluate()
 
@@ -301,6 +309,8 @@ class Run(Frozen):
     @model_validator(mode="after")
     def _all_of_use(self) -> Self:
         misplaced = self.noise.misplaced(self.task) or self.images.misplaced(self.task)
+        if misplaced is None and self.costs is not None:
+            misplaced = self.costs.misplaced(self.task, self.data.positive, self.train.distorting)
         if misplaced is not None:
             raise ValueError(misplaced)
         return self

@@ -15,13 +15,18 @@ Patch = Literal[2, 4, 8, 16]
 
 
 class ImageStem(Frozen):
-    """Images as a sequence: convolutions of stride 2 down to one position for each `patch` × `patch` pixels."""
+    """Images as a sequence: convolutions down to one position for each `patch` × `patch` pixels.
+
+    `pooled`: their outputs are normed and max-pooled, and a class is read from the mean of the patches. Models from
+    before that had strides, and a class token.
+    """
 
     kind: Literal["image"] = "image"
     height: PositiveInt
     width: PositiveInt
     channels: PositiveInt = 3
     patch: Patch = 4
+    pooled: bool = False
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -30,9 +35,19 @@ class ImageStem(Frozen):
         return self
 
     @property
+    def class_token(self) -> bool:
+        """Whether a class token goes before the patches."""
+        return not self.pooled
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.height // self.patch) * (self.width // self.patch)
+
+    @property
     def num_positions(self) -> int:
         """Patches, and the class token before them."""
-        return 1 + (self.height // self.patch) * (self.width // self.patch)
+        return self.class_token + self.num_patches
 
 
 class TableStem(Frozen):
@@ -44,6 +59,11 @@ class TableStem(Frozen):
     kind: Literal["table"] = "table"
     num_numeric: NonNegativeInt
     cardinalities: tuple[PositiveInt, ...] = ()
+
+    @property
+    def class_token(self) -> bool:
+        """Whether a class token goes before the columns: always."""
+        return True
 
     @property
     def num_positions(self) -> int:
@@ -60,7 +80,8 @@ class Shape(Frozen):
     Encoder-decoder, decoder-only and encoder-only differ only in which of `num_encoder_layers` and
     `num_decoder_layers` is zero. Source and target share one embedding table. A `stem` takes the table's place where
     the source is no tokens. With `num_classes` the head chooses among those instead of the vocabulary, at the position
-    of a class token: the first of each example. With `boxes` every patch of an image has classes and a box.
+    of a class token, the first of each example, or by the mean of an image's patches. With `boxes` every patch of an
+    image has classes and a box.
     """
 
     vocab_size: PositiveInt

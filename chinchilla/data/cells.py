@@ -78,10 +78,11 @@ def kind_of(array: Any) -> Kind | None:
     total = len(array) - array.null_count
     if total == 0:
         return None
-    for name, pattern in (("number", f"{_NUMBER}|{_INFINITE}"), ("time", _DATE)):
+    patterns: tuple[tuple[Kind, str], ...] = (("number", f"{_NUMBER}|{_INFINITE}"), ("time", _DATE))
+    for name, pattern in patterns:
         like = compute.sum(compute.match_substring_regex(array, pattern)).as_py() or 0
         if total - like <= MISTAKES * total:
-            return name  # type: ignore[return-value]
+            return name
     return "category"
 
 

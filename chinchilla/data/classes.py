@@ -4,11 +4,13 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
+from chinchilla.config.costs import Costs
 from chinchilla.config.errors import DataError, UsageError
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.run import Data
@@ -23,15 +25,32 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 class Classes(Frozen):
     """The classes, class i being `names[i]`: by name, or by size where all are numbers.
 
-    `positive` is the class that scores are for, where there are two.
+    `positive` is the class that scores are for, where there are two; `costs` are those of its two errors.
     """
 
     names: tuple[str, ...]
     positive: str | None = None
+    costs: Costs | None = None
+
+    @model_validator(mode="after")
+    def _two_to_confuse(self) -> Self:
+        if self.costs is not None and (len(self.names) != 2 or self.positive not in self.names):
+            raise ValueError("costs are of two classes, one of them positive")
+        return self
 
     def number(self, name: str) -> int:
         """The number of a class; -1 where it is none of them."""
         return self.names.index(name) if name in self.names else -1
+
+    def decide(self, chances: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+        """The number of the class that each row of chances (examples, classes) is answered with (examples,).
+
+        It is the likeliest; where errors have costs the cheaper one, which is the positive class from the threshold on.
+        """
+        if self.costs is None:
+            return chances.argmax(1)
+        positive = self.number(str(self.positive))
+        return np.where(chances[:, positive] >= self.costs.threshold, positive, 1 - positive)
 
     def counts(self, numbers: NDArray[np.integer[Any]]) -> dict[str, int]:
         """How many of these examples, each the number of a class, every class has, in order."""
@@ -100,7 +119,7 @@ def _positive(names: tuple[str, ...], counts: Mapping[str, int], data: Data) -> 
         if data.positive is not None:
             raise UsageError(
                 f"data.positive: {data.positive!r} is for two classes, and column {data.label} has {len(names)}; leave "
-                "it out"
+                "it out, or join classes into two"
             )
         return None
     if data.positive is None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chinchilla.config.errors import DataError
 from chinchilla.data.boxes import Annotated, Object
+from chinchilla.data.pictures import need_folder
 
 Id = int | str
 
@@ -49,10 +50,11 @@ def read_coco(annotations: Path, folder: Path, group: str = "group") -> tuple[li
     Boxes of crowds are left out, with a message. `group` names the field of an image that says what it belongs to.
 
     Raises:
-        DataError: a file that is missing or not COCO's JSON; ids or category names that are there twice; an
-            annotation of an image that isn't there.
+        DataError: a file that is missing or not COCO's JSON; a folder that is missing or a file; ids or category names
+            that are there twice; an annotation of an image that isn't there.
     """
     coco = _parse(annotations)
+    need_folder(folder)
     _refuse_twice((each.id for each in coco.images), f"{annotations}: image id")
     _refuse_twice((each.id for each in coco.categories), f"{annotations}: category id")
     _refuse_twice((each.name for each in coco.categories), f"{annotations}: category name")

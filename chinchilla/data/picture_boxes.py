@@ -92,8 +92,8 @@ class SceneBatches:
 
     @property
     def unique_tokens(self) -> int:
-        """Boxes in one epoch."""
-        return self._boxes
+        """Boxes in one epoch, as far as images are not dropped: by their share."""
+        return round(self._boxes * self.num_batches(0) * self._num_rows / len(self._scenes))
 
     @property
     def padding(self) -> float:

@@ -102,10 +102,22 @@ def read_folder(
     )
 
 
+def need_folder(path: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        DataError: nothing is there, or a file.
+    """
+    if path.is_dir():
+        return
+    if path.exists():
+        raise DataError(f"{path}: a file, where a folder is needed; name its folder, or unpack it if it is an archive")
+    raise DataError(f"{path}: no such folder; check the path (in a recipe it is relative to the recipe)")
+
+
 def _classes(folder: Path, known: Sequence[str] | None) -> tuple[str, ...]:
     """Names of the sub-folders, or the `known` ones when all of them are among those."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; check the path (in a recipe it is relative to the recipe)")
+    need_folder(folder)
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     stray = [entry.name for entry in entries if entry.is_file() and entry.suffix.lower() in ENDINGS]
     if stray:

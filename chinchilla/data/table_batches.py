@@ -32,8 +32,8 @@ class TableBatches:
 
     @property
     def unique_tokens(self) -> int:
-        """Labels in one epoch: one a row."""
-        return len(self._rows)
+        """Labels in one epoch: one a row, without those that are dropped."""
+        return len(self._rows) if self._whole else self.num_batches(0) * self.num_rows
 
     @property
     def padding(self) -> float:

@@ -54,13 +54,19 @@ class TableClasses:
 
     @property
     def form(self) -> dict[str, Any]:
-        """As a codec (`data.codec`): the columns with their kind, and the known names of categories."""
+        """As a codec (`data.codec`): the columns with their kind, and the known names of categories.
+
+        Where errors have costs, also from which chance on which class is answered.
+        """
         names = {category.column: list(category.categories) for category in self.columns.categories}
         columns = [
             {"name": name, "kind": kind} | ({"categories": names[name]} if name in names else {})
             for name, kind in self.columns.kinds.items()
         ]
-        return {"classes": list(self.classes.names), "columns": columns}
+        told = {"classes": list(self.classes.names), "columns": columns}
+        if self.classes.costs is not None:
+            told |= {"positive": self.classes.positive, "threshold": self.classes.costs.threshold}
+        return told
 
     def read_question(self, value: Any) -> Asked:
         """As a codec: a row as values by column name; notes say which are missing, and which no category known.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from chinchilla.config.errors import FaultError
@@ -91,5 +92,6 @@ def open_classes(settings: dict[str, Any], where: str) -> Classes:
     """
     try:
         return Classes.model_validate(settings.get("classes"))
-    except ValueError as error:
-        raise FaultError(f"{where}/config.json: codec.classes: {error}; get the file anew") from None
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        raise FaultError(f"{where}/config.json: codec.classes: {why}; get the file anew") from None

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 from chinchilla.config.errors import DataError
 from chinchilla.data.boxes import Annotated, Object
+from chinchilla.data.pictures import need_folder
 from chinchilla.data.raster import ENDINGS
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -22,7 +23,7 @@ def read_voc(folder: Path, images: Path, group: str = "group") -> tuple[list[Ann
     called is passed over: it is often what it was called on another machine.
 
     Raises:
-        DataError: a folder that is missing, no annotations, or two images of one name.
+        DataError: a folder that is missing or a file, no annotations, or two images of one name.
     """
     files = sorted(_listed(folder, {".xml"}).items())
     pictures = _listed(images, ENDINGS)
@@ -37,8 +38,7 @@ def read_voc(folder: Path, images: Path, group: str = "group") -> tuple[list[Ann
 
 def _listed(folder: Path, endings: frozenset[str] | set[str]) -> dict[str, Path]:
     """The files with one of the endings, by their path below `folder` without its ending."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; check the path (in a recipe it is relative to the recipe)")
+    need_folder(folder)
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in endings and path.name[0] != "." and path.is_file():
@@ -62,19 +62,26 @@ def _annotated(path: Path, image: Path | None, images: Path, group: str) -> Anno
         root = _parse(path)
         sides = [_whole(root.findtext(f"size/{side}")) for side in ("height", "width")]
         objects = tuple(_object(each, number) for number, each in enumerate(root.iterfind("object"), 1))
-    except (ElementTree.ParseError, ValueError, OverflowError, OSError) as error:
+    except (ElementTree.ParseError, LookupError, ValueError, OverflowError, OSError) as error:
         return Annotated(image, name, None, (), problem=f"{path}: not a VOC annotation ({error}); mend it")
     shape = (sides[0], sides[1]) if all(sides) else None
     return Annotated(image, name, shape, objects, (root.findtext(group) or "").strip())
 
 
+class _Plain(ElementTree.TreeBuilder):
+    """Elements of a document that declares nothing: entities can stand only in a document type.
+
+    The parser itself tells of one, in whatever encoding the file is.
+    """
+
+    def doctype(self, *declared: str | None) -> None:
+        raise ValueError("it declares a document type or entities, which can be made to fill the memory")
+
+
 def _parse(path: Path) -> ElementTree.Element:
     if path.stat().st_size > MAX_XML_BYTES:
         raise ValueError("longer than 10 MB")
-    data = path.read_bytes()
-    if b"<!" in data.replace(b"<!--", b"").replace(b"<![CDATA[", b""):
-        raise ValueError("it declares a document type or entities, which can be made to fill the memory")
-    return ElementTree.fromstring(data)
+    return ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_Plain()))
 
 
 def _object(element: ElementTree.Element, number: int) -> Object:

@@ -1,11 +1,13 @@
 """Attention read out: who looks at whom in an encoder, made again beside the fused kernel, which keeps no weights."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from chinchilla.models.attention import Rotation, SelfAttention
+from chinchilla.models.block import Block
 from chinchilla.models.block_attention import block_mask, with_summaries
 from chinchilla.models.transformer import Transformer
 
@@ -24,7 +26,8 @@ def attention_maps(model: Transformer, source: Tensor) -> list[Tensor]:
     def keep(attention: Any, inputs: tuple[Any, ...]) -> None:
         maps.append(attention_weights(attention, inputs[0], inputs[2]))
 
-    handles = [layer.attention.register_forward_pre_hook(keep) for layer in model.encoder.layers]  # type: ignore[union-attr]
+    blocks = cast("Iterable[Block]", model.encoder.layers)
+    handles = [block.attention.register_forward_pre_hook(keep) for block in blocks]
     try:
         model.encode(source)
     finally:

@@ -252,7 +252,8 @@ def _fitted(
 def _read_config(folder: Path) -> dict[str, Any]:
     refuse_pickle(folder)
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such model folder or .gguf file")
+        what = "a file, neither a model folder nor a .gguf file" if folder.exists() else "no such model folder or file"
+        raise UsageError(f"{folder}: {what}; name a folder with {CONFIG}, or a .gguf file")
     if not is_there(folder, CONFIG):
         raise UsageError(f"{folder}: not a model folder, {CONFIG} is missing; a run's model lies in its folder model/")
     return read_json(folder, CONFIG)

@@ -1,4 +1,4 @@
-"""Stems for what is no text: images and rows of tables as sequences with a class token before them."""
+"""Stems for what is no text: images and rows of tables as sequences, with a class token before them or without."""
 
 import itertools
 import math
@@ -16,16 +16,17 @@ from chinchilla.models.position import LearnedPosition, SinusoidalPosition, grid
 
 def make_stem(shape: Shape, stem: ImageStem | TableStem, dropout: float) -> "Stem":
     """The stem of a shape that has one."""
-    return Stem(shape, Patches(shape.dim, stem) if isinstance(stem, ImageStem) else Columns(shape.dim, stem), dropout)
+    inner = Patches(shape.dim, stem) if isinstance(stem, ImageStem) else Columns(shape.dim, stem)
+    return Stem(shape, inner, stem.class_token, dropout)
 
 
 class Stem(nn.Module):
-    """A class token, then what `inner` makes of an input; scaled, normed, with positions as the shape says."""
+    """What `inner` makes of an input, after a class token or alone; scaled, normed, with positions, by the shape."""
 
-    def __init__(self, shape: Shape, inner: nn.Module, dropout: float) -> None:
+    def __init__(self, shape: Shape, inner: nn.Module, class_token: bool, dropout: float) -> None:
         super().__init__()
         self.scale = math.sqrt(shape.dim) if shape.embed_scale else 1.0
-        self.class_token = nn.Parameter(torch.empty(1, shape.dim))
+        self.class_token = nn.Parameter(torch.empty(1, shape.dim)) if class_token else None
         self.inner = inner
         self.position: nn.Module | None = None
         if shape.position == "sinusoidal":
@@ -41,12 +42,14 @@ class Stem(nn.Module):
         if isinstance(self.inner, Patches) and isinstance(self.position, LearnedPosition):
             table = self.position.table
             places = grid_sinusoids(*self.inner.grid, table.shape[1])
-            table[1 : 1 + len(places)] = places
+            first = 0 if self.class_token is None else 1
+            table[first : first + len(places)] = places
 
     def forward(self, source: Tensor, positions: Tensor) -> Tensor:
-        """`source` as `inner` takes it, `positions` (1 + length,) → (batch, 1 + length, dim)."""
+        """`source` as `inner` takes it, `positions` (length,), the class token's among them → (batch, length, dim)."""
         x = self.inner(source)
-        x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if self.scale != 1.0:
@@ -59,11 +62,12 @@ class Stem(nn.Module):
 
 
 class Patches(nn.Module):
-    """Stages of two 3×3 convolutions with ReLU, the first of stride 2, then a linear map of every position.
+    """Stages of two 3×3 convolutions, the first of which halves the sides, then a linear map of every position.
 
     Early convolutions train more steadily than one map of flat patches (Xiao 2021, arXiv 2106.14881). They are a
     third faster where the pixels' channels lie last in memory: their kernels then copy nothing in and out. With one
-    convolution a stage a network of minutes made half as many errors again (docs/images.md).
+    convolution a stage a network of minutes made half as many errors again, and with strides in place of norms and
+    pooling more too (docs/images.md). What is pooled first costs a quarter to norm.
     """
 
     def __init__(self, dim: int, stem: ImageStem) -> None:
@@ -71,15 +75,21 @@ class Patches(nn.Module):
         widths = [stem.channels, *patch_widths(dim, stem.patch)]
         self.convs = nn.ModuleList()
         for old, new in itertools.pairwise(widths):
-            self.convs.append(nn.Conv2d(old, new, 3, stride=2, padding=1))
+            self.convs.append(nn.Conv2d(old, new, 3, stride=1 if stem.pooled else 2, padding=1))
             self.convs.append(nn.Conv2d(new, new, 3, padding=1))
+        outputs = [new for new in widths[1:] for _ in range(2)]
+        self.norms = nn.ModuleList(nn.LayerNorm(new) for new in outputs) if stem.pooled else None
         self.out = nn.Linear(widths[-1], dim)
         self.grid = (stem.height // stem.patch, stem.width // stem.patch)
 
     def forward(self, source: Tensor) -> Tensor:
         """`source` (batch, channels, height, width) fp32, normalised pixels → (batch, patches, dim), row by row."""
-        for conv in self.convs:
-            source = F.relu(conv(source))
+        for index, conv in enumerate(self.convs):
+            source = conv(source)
+            if self.norms is not None:
+                source = F.max_pool2d(source, 2) if index % 2 == 0 else source
+                source = self.norms[index](source.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            source = F.relu(source)
         return self.out(source.permute(0, 2, 3, 1).flatten(1, 2))
 
 

@@ -24,7 +24,8 @@ from chinchilla.models.stem import Stem, make_stem
 class Output(NamedTuple):
     """What `forward` returns.
 
-    `hidden` (batch, length, dim): the last layer's states, the decoder's where there is one.
+    `hidden` (batch, length, dim): the last layer's states, the decoder's where there is one; of images (batch, 1, dim),
+    what their class is read from.
     `memory` (batch, source, dim): the encoder's states, or None.
     """
 
@@ -176,7 +177,7 @@ class Transformer(nn.Module):
         if target is None:
             if memory is None:
                 raise ValueError("forward needs source, target or both")
-            return Output(memory, memory)
+            return Output(self.read_out(memory), memory)
         return Output(self.decode(target, memory, source_segments, target_segments=target_segments), memory)
 
     def encode(self, source: Tensor, segments: Tensor | None = None) -> Tensor:
@@ -217,6 +218,16 @@ class Transformer(nn.Module):
         cross = None if memory_segments is None else _cross_mask(target_segments, memory_segments)
         x = self.embed(target, positions)
         return self.decoder(x, mask, self._rotation(positions), memory, cross, cache, target_segments)
+
+    def read_out(self, states: Tensor) -> Tensor:
+        """What classes are read from, of an encoder's states (batch, length, dim).
+
+        Images: (batch, 1, dim), the mean of the patches, or the class token. Else all states: a label says where.
+        """
+        stem = self.shape.stem
+        if not isinstance(stem, ImageStem):
+            return states
+        return states.mean(1, keepdim=True) if stem.pooled else states[:, :1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`hidden` (…, dim) → (…, vocab_size), or (…, num_classes)."""

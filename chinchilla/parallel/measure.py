@@ -22,6 +22,7 @@ from statistics import median, quantiles
 import torch
 
 from chinchilla.config.machine import Machine, MatmulRate, Precision
+from chinchilla.planning.step_model import is_counted
 from chinchilla.store.atomic import failures_named, make_folder, write_text
 
 Product = tuple[int, int, int]
@@ -247,4 +248,9 @@ def _read(path: Path) -> Machine | None:
     except (ValueError, TypeError):  # no machine in it, or a date that is none or lacks its zone
         log.warning("%s is not readable: measuring anew", path)
         return None
-    return machine if age < datetime.timedelta(days=KEEP_DAYS) else None
+    if age >= datetime.timedelta(days=KEEP_DAYS):
+        return None
+    if not all(map(is_counted, machine.calibration)):
+        log.warning("%s: its step times were fitted to other kinds of work than are counted now", path)
+        return machine.model_copy(update={"calibration": (), "power": None})  # as before it was extended
+    return machine

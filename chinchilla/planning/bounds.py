@@ -11,6 +11,7 @@ from chinchilla.config.run import Limits
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_bytes, show_time
 from chinchilla.planning.count import num_params
+from chinchilla.planning.deadline import Deadline
 from chinchilla.planning.latency import Request, answer_time
 from chinchilla.planning.room import Room
 from chinchilla.planning.serve_memory import serve_memory
@@ -18,17 +19,27 @@ from chinchilla.planning.serve_memory import serve_memory
 
 @dataclass(frozen=True)
 class Bound:
-    """A limit on shapes: whether one holds it, how much it needs of what is limited, and the error if none holds."""
+    """A limit on shapes: whether one holds it, how much it needs of what is limited, and the error if none holds.
+
+    `show` puts an amount of it in words.
+    """
 
     key: str
     most: float
     holds: Callable[[Shape], bool]
     needs: Callable[[Shape], float]
     error: Callable[[Shape, str], BudgetError]
+    show: Callable[[float], str] = show_bytes
 
 
-def bounds(request: Request, machine: Machine | None, limits: Limits, room: Room | None = None) -> list[Bound]:
-    """The limits that are set, and the memory where `room` says how much there is.
+def bounds(
+    request: Request,
+    machine: Machine | None,
+    limits: Limits,
+    room: Room | None = None,
+    deadline: Deadline | None = None,
+) -> list[Bound]:
+    """The limits that are set, the memory where `room` says how much there is, and the time of fixed steps.
 
     Raises:
         UsageError: a limit on latency without a measured machine.
@@ -40,7 +51,8 @@ def bounds(request: Request, machine: Machine | None, limits: Limits, room: Room
         if machine is None:
             raise UsageError("limits.latency: no measured machine to answer on: run `chinchilla measure`")
         wait = partial(answer_s, request=request, machine=machine)
-        found.append(_most("limits.latency", latency, wait, partial(_too_slow, latency, request, machine)))
+        slow = partial(_too_slow, latency, request, machine)
+        found.append(_most("limits.latency", latency, wait, slow, show_time))
     if (memory := limits.serve_memory) is not None:
         hold = partial(serving_bytes, request=request)
         found.append(_most("limits.serve_memory", memory, hold, partial(_too_fat, memory, request)))
@@ -54,11 +66,19 @@ def bounds(request: Request, machine: Machine | None, limits: Limits, room: Room
                 lambda shape, _among: too_little(shape, limits, room),
             )
         )
+    if deadline is not None:
+        found.append(_most(deadline.key, deadline.time_s, deadline.needs, deadline.error, show_time))
     return found
 
 
-def _most(key: str, most: float, needs: Callable[[Shape], float], error: Callable[[Shape, str], BudgetError]) -> Bound:
-    return Bound(key, most, lambda shape: needs(shape) <= most, needs, error)
+def _most(
+    key: str,
+    most: float,
+    needs: Callable[[Shape], float],
+    error: Callable[[Shape, str], BudgetError],
+    show: Callable[[float], str] = show_bytes,
+) -> Bound:
+    return Bound(key, most, lambda shape: needs(shape) <= most, needs, error, show)
 
 
 def answer_s(shape: Shape, request: Request, machine: Machine) -> float:

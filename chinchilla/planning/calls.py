@@ -2,10 +2,10 @@
 
 Few tokens at a time are little work for a processor, and what a call costs whatever its size is most of a small model's
 time. Counted is what torch's profiler shows of `models.generate` on a CPU in fp32, without the operators that operators
-call. Block attention and stems of images and tables are counted roughly.
+call. Block attention is counted roughly.
 """
 
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape, TableStem
 from chinchilla.planning.count import has_cross
 
 NORM = {"layer": 1, "rms": 2}
@@ -22,7 +22,11 @@ ROTATION, POSITION = 9, 3
 BLOCKS, CACHED_BLOCKS = 104, 65
 """What block attention adds about, reading and with a cache."""
 
-STEM = 10
+TABLE_STEM = 17
+STRIDED, STRIDED_STAGE = 7, 4
+POOLED, POOLED_STAGE = 4, 11
+"""Of an image's stem, and of each of its stages: two convolutions with ReLU, and pooling and norms where there are."""
+
 GREEDY, BEAMS, COMPLETED, CLASSES = 12, 30, 11, 6
 """From the last states to a choice: of a translation, without and with beams, of a completion (drawn at a temperature 4
 more), of a class."""
@@ -56,10 +60,18 @@ def token_calls(shape: Shape, beam_size: int) -> int:
 
 def _stack(shape: Shape) -> int:
     """What comes before and after the layers."""
-    found = 2 if shape.stem is None else STEM
+    found = 2 if shape.stem is None else _stem(shape.stem)
     found += ROTATION if shape.position == "rotary" else POSITION
     found += NORM[shape.norm] * ((shape.norm_order == "pre") + shape.embed_norm)
     return found + shape.embed_scale
+
+
+def _stem(stem: ImageStem | TableStem) -> int:
+    """What makes a sequence of an image or a row."""
+    if isinstance(stem, TableStem):
+        return TABLE_STEM - (not stem.cardinalities)
+    stages = stem.patch.bit_length() - 1
+    return POOLED + POOLED_STAGE * stages if stem.pooled else STRIDED + STRIDED_STAGE * stages
 
 
 def _layer(shape: Shape) -> int:

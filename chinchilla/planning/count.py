@@ -275,7 +275,7 @@ def _products(shape: Shape, batch: Batch) -> Iterator[Product]:
     if isinstance(shape.stem, ImageStem):
         for index, conv in enumerate(convs(shape.dim, shape.stem)):
             yield Product(conv.name, batch.size * conv.positions, conv.inputs, conv.outputs, of_data=index == 0)
-        yield Product(OUT, batch.size * conv.positions, conv.outputs, shape.dim)
+        yield Product(OUT, batch.size * shape.stem.num_patches, conv.outputs, shape.dim)
     for index in range(shape.num_encoder_layers):
         yield from _self_attention(f"encoder.layers.{index}", shape, batch.size, batch.source_len, False)
         yield from _mlp(f"encoder.layers.{index}", shape, batch.source_rows)
@@ -288,9 +288,9 @@ def _products(shape: Shape, batch: Batch) -> Iterator[Product]:
         for side, _ in stacks(shape):
             rows = batch.masked_source if side == "encoder" else batch.masked_target
             yield Product(f"{side}_reconstruction.map", rows, shape.dim, shape.dim)
-    if shape.boxes and shape.stem is not None:
+    if shape.boxes and isinstance(shape.stem, ImageStem):
         # Every patch has classes and a box.
-        rows = batch.size * (shape.stem.num_positions - 1)
+        rows = batch.size * shape.stem.num_patches
         yield Product("box_head.hidden", rows, shape.dim, shape.dim)
         yield Product("box_head.out", rows, shape.dim, 4)
         yield Product("head", rows, shape.dim, shape.num_outputs)

@@ -18,7 +18,7 @@ from chinchilla.config.run import Model
 from chinchilla.config.shape import Shape
 from chinchilla.planning.count import num_params
 from chinchilla.planning.huber import Array, Points, jacobian
-from chinchilla.planning.own_law import OwnLaw
+from chinchilla.planning.own_law import MISFIT, OwnLaw
 from chinchilla.planning.posterior import EXPONENT_ERROR, NOISE, TERM_ERROR, Posterior, percentile_80
 from chinchilla.planning.search import Facts, build, depth
 
@@ -115,7 +115,7 @@ def design(
     chosen = _exchanged(_greedy(plane, times, time_s, least, most), plane, times, time_s, most)
     runs = sorted((candidates[index] for index in chosen), key=lambda run: run.time_s)
     variance = float(plane.variance(plane.information(chosen)[None])[0])
-    return Design(tuple(runs), 2 * 1.645 * math.sqrt(variance + NOISE**2))
+    return Design(tuple(runs), 2 * 1.645 * math.sqrt(variance + NOISE**2 + MISFIT**2))
 
 
 def likely_best(known: Posterior, options: Sequence[tuple[float, float]]) -> tuple[float, float]:

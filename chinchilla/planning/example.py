@@ -10,6 +10,7 @@ from chinchilla.config.units import show_bytes, show_count, show_time
 from chinchilla.planning.layout import Layouts, layouts
 from chinchilla.planning.network import Network, compute_efficiency, network_efficiency
 from chinchilla.planning.price import CODEC_BYTES
+from chinchilla.planning.stages import Piece
 from chinchilla.planning.work import Work
 
 NUM_NODES = 4
@@ -67,9 +68,13 @@ def example_work(flops: float, micro_batches: int = 1) -> Work:
         num_params=NUM_PARAMS,
         precision="fp32",
         layer_shares=(1 / NUM_LAYERS,) * NUM_LAYERS,
-        boundary_bytes=4 * DIM * tokens,
+        cut_bytes=(4 * DIM * tokens,) * (NUM_LAYERS - 1),
+        pieces=tuple(
+            Piece((layer,), NUM_PARAMS // NUM_LAYERS, state / NUM_LAYERS, saved / NUM_LAYERS)
+            for layer in range(NUM_LAYERS)
+        ),
+        beside_bytes=(0.0,) * NUM_LAYERS,
         layer_exchanges=((4 * DIM * tokens,) * 4,) * NUM_LAYERS,
-        state_bytes=state,
         saved_bytes=saved,
         peak_bytes=state + saved,
         buckets=(4 * NUM_PARAMS,),

@@ -16,8 +16,9 @@ from chinchilla.config.shape import Shape
 from chinchilla.planning.activations import FP32
 from chinchilla.planning.count import num_params
 from chinchilla.planning.latency import Request, answer_time
-from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN, ChinchillaLaw, effective_tokens
+from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN, ChinchillaLaw
 from chinchilla.planning.own_law import OwnLaw
+from chinchilla.planning.repeat import SAME_LOSS, repeated
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,12 @@ def by_own_law(law: OwnLaw, options: Sequence[tuple[Shape, float]], chosen: Shap
 def by_published_law(
     law: ChinchillaLaw, flops: float, unique_tokens: float, shapes: Sequence[Shape], chosen: Shape, *, known: bool
 ) -> tuple[Rival, ...]:
-    """Rivals at what 6·N·D = `flops` buys, the count that the law was fitted with; repeats are discounted.
+    """Rivals at what 6·N·D = `flops` buys, the count that the law was fitted with; `planning.repeat` discounts.
 
+    Larger ones of the same loss, which text worn out by repeats comes to, are left out: nothing speaks for them.
     `known` says whether the law is one of such data; outside its range it guesses.
     """
+    rule = repeated(law)
 
     def bought(shape: Shape) -> tuple[int, float]:
         size = num_params(shape)
@@ -83,13 +86,15 @@ def by_published_law(
 
     def loss(shape: Shape) -> float:
         size, tokens = bought(shape)
-        return law.loss(size, effective_tokens(unique_tokens, tokens))
+        return rule.loss(size, tokens, unique_tokens)
 
     def holds(shape: Shape) -> bool:
         size, tokens = bought(shape)
-        return known and tokens <= unique_tokens and law.covers(flops, size, tokens)
+        return known and not rule.discounts(size, tokens, unique_tokens) and law.covers(flops, size, tokens)
 
-    return tuple(Rival(shape, loss(shape) / loss(chosen), "law" if holds(shape) else "guess") for shape in shapes)
+    rivals = (Rival(shape, loss(shape) / loss(chosen), "law" if holds(shape) else "guess") for shape in shapes)
+    least = num_params(chosen)
+    return tuple(each for each in rivals if num_params(each.shape) < least or abs(each.loss_ratio - 1) > SAME_LOSS)
 
 
 def considered(

@@ -21,7 +21,7 @@ def frontier(law: ChinchillaLaw | OwnLaw, flops: float) -> Frontier:
     ends = min(fitted.flops.low, flops / AROUND), max(fitted.flops.high, flops * AROUND)
     budgets = np.geomspace(*ends, NUM_BUDGETS)
     best = np.array([fitted.optimum(budget)[0] for budget in budgets.tolist()])
-    low, high = _drawn(law, budgets, best) if isinstance(law, OwnLaw) else _published(law, budgets)
+    low, high = drawn_optima(law, budgets, best) if isinstance(law, OwnLaw) else _published(law, budgets)
     return Frontier(
         name=fitted.name,
         irreducible=fitted.irreducible.value,
@@ -42,7 +42,7 @@ def _published(law: ChinchillaLaw, budgets: Array) -> tuple[Array, Array]:
     return np.array([size.p10 for size in sizes]), np.array([size.p90 for size in sizes])
 
 
-def _drawn(law: OwnLaw, budgets: Array, best: Array) -> tuple[Array, Array]:
+def drawn_optima(law: OwnLaw, budgets: Array, best: Array) -> tuple[Array, Array]:
     """p10 and p90 of the draws' own optima, the law's own between them.
 
     Where both terms gain as much: alpha·A/N^alpha = beta·B/D^beta with N·D = C/6.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from chinchilla.config.errors import DataError
 from chinchilla.config.estimate import Estimate
+from chinchilla.config.plan import Label
 from chinchilla.config.units import show_count
 from chinchilla.planning.fit import Best, Fit, best, fit, predict
 from chinchilla.planning.huber import Array, Points, jacobian, minimise
@@ -153,11 +154,11 @@ def require_design(runs: Runs) -> None:
     if not proposals:
         return
     alpha, beta = exponent_errors(Points.of(runs.num_params, runs.tokens), np.array(TYPICAL), DESIGN_NOISE)
-    number = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+    number, counts = f"{len(runs)} run{'s' if len(runs) > 1 else ''}", f"{runs.counted.one} count"
     raise DataError(
-        f"{runs.source}: {number} of {_distinct(runs.num_params)} and {_distinct(runs.tokens, 'token count')} do "
+        f"{runs.source}: {number} of {_distinct(runs.num_params)} and {_distinct(runs.tokens, counts)} do "
         f"not determine a law: with {DESIGN_NOISE:.0%} noise alpha would be known to ±{2 * alpha:.2f} and beta to "
-        f"±{2 * beta:.2f} (95 %). These runs would settle it: {show_proposals(proposals)}"
+        f"±{2 * beta:.2f} (95 %). These runs would settle it: {show_proposals(proposals, runs.counted)}"
     )
 
 
@@ -201,10 +202,10 @@ def exponent_errors(points: Points, theta: Array, noise: float) -> tuple[float, 
     return math.sqrt(variances[3]), math.sqrt(variances[4])
 
 
-def show_proposals(proposals: tuple[Proposal, ...]) -> str:
+def show_proposals(proposals: tuple[Proposal, ...], counted: Label) -> str:
     """Runs in words, cheapest first."""
     return "; ".join(
-        f"{show_count(p.num_params)} parameters × {show_count(p.tokens)} tokens ({p.flops:.1e} FLOPs)"
+        f"{show_count(p.num_params)} parameters × {show_count(p.tokens)} {counted.many} ({p.flops:.1e} FLOPs)"
         for p in proposals
     )
 
@@ -281,7 +282,7 @@ def _distinct(values: Array, what: str = "size") -> str:
 
 
 def _require_falling(fitted: Fit) -> None:
-    for name, index, cause in (("alpha", 3, "size"), ("beta", 4, "tokens")):
+    for name, index, cause in (("alpha", 3, "size"), ("beta", 4, fitted.runs.counted.many)):
         if fitted.theta[index] <= 0:
             raise DataError(
                 f"{fitted.runs.source}: the losses do not fall with {cause} ({name} comes out as "

@@ -16,7 +16,6 @@ from chinchilla.config.frozen import Frozen
 from chinchilla.planning.constants import Constant as Constant
 from chinchilla.planning.constants import Span as Span
 from chinchilla.planning.constants import Spread, log_normal
-from chinchilla.planning.valley import lowest
 
 FLOPS_PER_PARAM_TOKEN = 6.0
 """The `paper6nd` convention C = 6·N·D that these laws were fitted under."""
@@ -233,38 +232,6 @@ def effective_tokens(unique: float, seen: float, half_life: float = REPEAT_HALF_
         return seen
     repetitions = seen / unique - 1
     return unique + unique * half_life * -math.expm1(-repetitions / half_life)
-
-
-def repeated_optimum(law: ChinchillaLaw, flops: float, unique: float) -> tuple[float, float]:
-    """Parameters and tokens seen of least loss under 6·N·D = `flops` when only `unique` tokens exist.
-
-    Equal to `law.optimum` where that stays within one epoch. Beyond it two fits are mixed (the law's constants,
-    Muennighoff's half-life): mark what comes of it as a guess.
-
-    Raises:
-        BudgetError: `flops` is not a positive, finite number.
-    """
-    fresh = law.optimum(flops)
-    if fresh[1] <= unique:
-        return fresh
-    budget = flops / FLOPS_PER_PARAM_TOKEN
-
-    def loss(log_tokens: float) -> float:
-        tokens = math.exp(log_tokens)
-        return law.loss(budget / tokens, effective_tokens(unique, tokens))
-
-    # Repeats are worth less than fresh tokens, so the best number of them lies between one epoch and D_opt.
-    tokens = math.exp(lowest(loss, math.log(unique), math.log(fresh[1])))
-    return budget / tokens, tokens
-
-
-def law_loss(law: ChinchillaLaw, num_params: float, tokens: float, unique: float) -> Estimate:
-    """The law's loss for a run that sees `tokens` of `unique` different ones, in nats a token.
-
-    Always a guess: the level belongs to the law's own text and tokenizer, and repeats mix two fits.
-    """
-    value = law.loss(num_params, effective_tokens(unique, tokens))
-    return Estimate.around(value, TRANSFER_SPREAD, "nats/token", "guess")
 
 
 def bits_per_byte(loss_nats: float, tokens: float, num_bytes: float) -> float:

@@ -133,7 +133,7 @@ def _pipelines(work: Work, network: Network, names: tuple[str, ...], inside: Ins
     """One stage a node, in the order with the quickest links, with several numbers of micro-batches."""
     if work.num_layers < len(names):
         return
-    path = _path(network, names, work.boundary_bytes / (4 * len(names)))
+    path = _path(network, names, max(work.cut_bytes) / (4 * len(names)))
     shares = partition(work.layer_shares, [node_rate(network.cluster.find(name), work, inside) for name in path])
     for count in (len(names), 2 * len(names), 4 * len(names), 8 * len(names)):
         if work.rows is None or work.rows >= count:

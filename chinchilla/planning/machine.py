@@ -151,7 +151,7 @@ def _fitted(
         products_s=accumulation * gradients["products"],
         attention_s=accumulation * gradients["attention"],
         traffic_s=accumulation * (gradients["elementwise"] + gradients["cross-entropy"] + gradients["matrices"]),
-        overhead_s=accumulation * (gradients["operators"] + gradients["passes"]),
+        overhead_s=accumulation * gradients["operators"],
         optimizer_s=update_s,
         spread=spread if seen else max(SPREAD, spread),
         source="measured" if seen else "guess",

@@ -5,8 +5,8 @@ beyond a copy of their matrix (below 1 MB).
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 
 from chinchilla.config.adapter import Adapter
@@ -73,17 +73,22 @@ def state(shape: Shape, optimizer: OptimizerKind, ema: bool, adapter: Adapter | 
     Where an adapter is trained, only the weights are of the whole model.
     """
     tensors = parameters(shape) if adapter is None else trained_parameters(shape, adapter)
+    trained = tensor_state(tensors, optimizer, ema)
+    weights = trained.weights if adapter is None else FP32 * (num_params(shape) + added_params(shape, adapter))
+    tables = FP32 * shape.max_len * shape.dim if shape.position == "sinusoidal" else 0
+    return replace(trained, weights=weights, tables=tables, frozen=weights - trained.weights)
+
+
+def tensor_state(tensors: Mapping[str, tuple[int, ...]], optimizer: OptimizerKind, ema: bool) -> State:
+    """What some trained tensors, by their names, take of it."""
     numbers = sum(map(prod, tensors.values()))
-    weights = numbers if adapter is None else num_params(shape) + added_params(shape, adapter)
     muon = [prod(sizes) for name, sizes in tensors.items() if optimizer == "muon" and takes_muon(name, sizes)]
     adamw = 2 * (numbers - sum(muon)) + len(tensors) - len(muon)
     return State(
-        weights=FP32 * weights,
+        weights=FP32 * numbers,
         gradients=FP32 * numbers,
         optimizer=FP32 * (adamw + sum(muon)),
         copies=FP32 * numbers * (2 if ema else 1),
-        tables=FP32 * shape.max_len * shape.dim if shape.position == "sinusoidal" else 0,
-        frozen=FP32 * (weights - numbers),
     )
 
 
@@ -115,7 +120,7 @@ def memory(
     """
     held = state(shape, optimizer, ema, adapter)
     work = parts(shape, batch, precision, dropout, drop_path)
-    again = _again(shape, batch, precision, work) if recompute else {}
+    again = recomputed(shape, batch, precision, work) if recompute else {}
     saved = sum(part.kept for part in work) - sum(again.values()) + _pixels(shape, batch, precision)
     logits = _logits(shape, batch, precision)
     base = held.total - held.gradients
@@ -164,7 +169,7 @@ def _block(part: Part) -> bool:
     return part.name.count(".") == 2
 
 
-def _again(shape: Shape, batch: Batch, precision: Precision, work: list[Part]) -> dict[str, int]:
+def recomputed(shape: Shape, batch: Batch, precision: Precision, work: list[Part]) -> dict[str, int]:
     """What each block does not keep where it is computed again: all but what it is given; by the part it ends with."""
     freed: Counter[str] = Counter()
     for part in filter(_block, work):

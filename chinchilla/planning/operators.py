@@ -97,8 +97,9 @@ class Rows:
         """A stem, and the class token that is put before what it makes."""
         if isinstance(stem, ImageStem):
             yield from self._patches(stem)
-            patches = self.size * self.batch.size * (self.length - 1) * self.shape.dim
-            yield Op("split", makes=patches + FP32 * self.shape.dim, drops=self.stream)
+            patches = self.size * self.batch.size * stem.num_patches * self.shape.dim
+            if stem.class_token:
+                yield Op("split", makes=patches + FP32 * self.shape.dim, drops=self.stream)
             return
         yield from self._columns(stem)
         if self.low:
@@ -121,9 +122,14 @@ class Rows:
                 drops=made + (matrix if self.low else 0),
                 beside=3 * matrix,
             )
-            yield Op("activation", made, makes=made, drops=made)
+            left = self.size * self.batch.size * conv.kept * conv.outputs
+            if conv.kept < conv.positions:
+                yield Op("pooling", made + left // self.size * INT64, makes=made, drops=left)
+            if stem.pooled:
+                yield Op("norm", left + 2 * FP32 * self.batch.size * conv.kept, makes=left, drops=left)
+            yield Op("activation", left, makes=left, drops=left)
             first = False
-        yield from self._linear(self.batch.size * conv.positions, conv.outputs, shape.dim, keeps=False)
+        yield from self._linear(self.batch.size * conv.kept, conv.outputs, shape.dim, keeps=False)
 
     def _columns(self, stem: TableStem) -> Iterator[Op]:
         """In fp32 throughout: numbers, or the vector of what is missing; categories; the columns' own vectors."""
@@ -392,8 +398,12 @@ class Rows:
         """The token loss keeps its gradients, ready made, instead of the logits."""
         shape, rows = self.shape, self.batch.head_rows
         states, table = self.size * rows * shape.dim, FP32 * shape.num_outputs * shape.dim
+        read = self.stream
+        if isinstance(shape.stem, ImageStem) and not shape.boxes:
+            read = self.size * self.batch.size * shape.dim
+            yield Op("read-out", makes=self.stream, drops=read)
         # A reconstruction has made a gradient of the same states.
-        yield Op("ids", INT64 * rows, makes=self.stream, drops=states + (self.stream if self.masked else 0))
+        yield Op("ids", INT64 * rows, makes=read, drops=states + (self.stream if self.masked else 0))
         kept = states + table + (FP32 * shape.num_outputs if shape.head_bias else 0)
         yield Op("gradients", kept, makes=states + table)
 

@@ -4,8 +4,9 @@ Eight to twelve small runs do not determine E, A, B, alpha and beta by themselve
 refuses most such sets). Here the law L(N, D) = E + A/N^alpha + B/D^beta is taken with a weak normal prior on phi = (log
 of the three terms at the runs' centre, log alpha, log beta), made from what the task's curves were like
 (`halving.PRIORS`). Relative noise is normal with an unknown deviation (scaled inverse chi-squared prior), which is
-integrated out. Draws come from an affine-invariant ensemble (Goodman & Weare 2010), so that an interval is a
-percentile of draws; nothing is linearised.
+integrated out. Draws come by importance sampling about Laplace's approximations, one for each pair of exponents on a
+grid (the ridge between floor and exponents is too thin and bent for a chain of moderate length), so that an interval is
+a percentile of draws; nothing that is told is linearised.
 """
 
 import math
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chinchilla.planning.halving import Prior
-from chinchilla.planning.huber import Array, Points, log_loss
+from chinchilla.planning.huber import Array, Points, jacobian, log_loss
 
 TERM_ERROR = 1.0
 """Deviation of the logarithm of each term at the centre: a factor of 7 either way is within two of them."""
@@ -23,14 +25,25 @@ TERM_ERROR = 1.0
 EXPONENT_ERROR = 0.5
 """The same of the logarithm of an exponent: a factor of 2.7 either way."""
 
-NOISE, NOISE_WEIGHT = 0.01, 6.0
-"""Relative noise of one run's final loss before any is known, and how many runs that opinion is worth."""
+NOISE, NOISE_WEIGHT = 0.004, 3.0
+"""Relative noise of one run's final loss before any is known, and how many runs that opinion is worth. Runs that differ
+in nothing but their seed ended 0.2 and 0.4 % apart (bench/results/time_to_loss.csv, two recipes of three seeds)."""
 
-WALKERS, STEPS, KEPT = 100, 1200, 1000
-"""Of the ensemble; the first half of the steps is dropped, and `KEPT` draws are taken at random from the rest."""
+PROPOSED, KEPT = 6000, 1000
+"""Draws that are proposed, and those that are kept of them."""
 
-_STRETCH = 2.0
-_FIRST = 20_000
+CELLS, REACH = 32, 3.5
+"""Of the grid of exponents: cells a side, and how many deviations of the prior it reaches to either side."""
+
+TAIL = 5.0
+"""Degrees of freedom of Student's t that terms are proposed from: a floor near zero leaves long tails."""
+
+LEAST_SHARE = 0.2
+"""Share of the proposals that is spread evenly over the grid, and of the terms that come from the prior."""
+
+_TERMS = np.arange(5) < 3
+_STUDENT = math.lgamma((TAIL + 3) / 2) - math.lgamma(TAIL / 2) - 1.5 * math.log(TAIL * math.pi)
+_CLIMBS, _GAIN = 200, 1e-6
 
 
 class Belief(NamedTuple):
@@ -86,10 +99,67 @@ def posterior(points: Points, losses: Array, prior: Prior, seed: int = 0) -> Pos
     target = np.log(losses)
     known = belief(prior, float(target.mean()) if len(target) else 0.0)
     rng = np.random.default_rng(seed)
-    phi, best = _ensemble(known, points, target, rng)
+    phi, best = _draws(known, points, target, rng)
     theta = natural(phi)
     spread = _scatter(theta, points, target) / rng.chisquare(NOISE_WEIGHT + len(target), len(theta))
     return Posterior(theta, np.sqrt(spread), natural(best[None])[0], points.centre)
+
+
+def profile(points: Points, losses: Array, prior: Prior, index: int, values: Array) -> tuple[Array, Array]:
+    """Nats of log density lost with an exponent held at each of `values` (values,), all else chosen anew.
+
+    With the runs, and by the prior alone; `index` is 3 for alpha, 4 for beta. The density is that of phi.
+    """
+    target, logs = np.log(losses), np.log(values)
+    known = belief(prior, float(target.mean()))
+    phi = np.tile(known.mean, (len(logs), 1))
+    phi[:, index] = logs
+    _, density = _climbed(phi, np.arange(5) != index, known, points, target)
+    return density.max() - density, 0.5 * ((logs - known.mean[index]) / known.error[index]) ** 2
+
+
+def _climbed(phi: Array, free: NDArray[np.bool_], known: Belief, points: Points, target: Array) -> tuple[Array, Array]:
+    """What is reached from each phi (fits, 5) by what is `free` (5,) of it, and its log density (fits,).
+
+    Gauss-Newton steps, each as long as of a few halvings gains most.
+    """
+    density = _log_density(phi, known, points, target)
+    for _ in range(_CLIMBS):
+        step = np.where(free, _step(phi, free, known, points, target), 0.0)
+        ways = phi - step * 0.5 ** np.arange(8)[:, None, None]
+        found = np.stack([_log_density(way, known, points, target) for way in ways])
+        chosen, most = found.argmax(0), found.max(0)
+        gained = most > density + _GAIN
+        phi = np.where(gained[:, None], ways[chosen, np.arange(len(phi))], phi)
+        density = np.where(gained, most, density)
+        if not gained.any():
+            break
+    return phi, density
+
+
+def _step(phi: Array, free: NDArray[np.bool_], known: Belief, points: Points, target: Array) -> Array:
+    """The Gauss-Newton step downhill of minus the log density, (fits, 5)."""
+    theta = natural(phi)
+    off = log_loss(theta, points) - target
+    weight = (NOISE_WEIGHT + len(target)) / _scatter(theta, points, target)
+    slopes = _slopes(theta, points)
+    gradient = (phi - known.mean) / known.error**2 + weight[:, None] * np.einsum("frp,fr->fp", slopes, off)
+    curve = _curve(phi, free, known, points, target)
+    return np.asarray(np.linalg.solve(curve, np.where(free, gradient, 0.0)[..., None])[..., 0])
+
+
+def _curve(phi: Array, free: NDArray[np.bool_], known: Belief, points: Points, target: Array) -> Array:
+    """Gauss-Newton's curvature of minus the log density, (fits, 5, 5); what is not free has ones of its own."""
+    theta = natural(phi)
+    weight = (NOISE_WEIGHT + len(target)) / _scatter(theta, points, target)
+    slopes = _slopes(theta, points)
+    curve = np.diag(known.error**-2) + weight[:, None, None] * np.einsum("frp,frq->fpq", slopes, slopes)
+    return np.where(np.outer(free, free), curve, np.eye(5))
+
+
+def _slopes(theta: Array, points: Points) -> Array:
+    """Derivatives of the log loss by phi, (fits, runs, 5)."""
+    return jacobian(theta, points) * np.where(np.arange(5) < 3, 1.0, theta)[:, None]
 
 
 def natural(phi: Array) -> Array:
@@ -97,43 +167,59 @@ def natural(phi: Array) -> Array:
     return np.column_stack([phi[:, :3], np.exp(phi[:, 3:])])
 
 
-def _ensemble(known: Belief, points: Points, target: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draws (KEPT, 5), and the best phi of all. Begins at the best of many draws of the prior."""
-    first = known.mean + known.error * rng.standard_normal((_FIRST, 5))
-    density = _log_density(first, known, points, target)
-    order = np.argsort(-density)[:WALKERS]
-    walkers, density = first[order], density[order]
-    best, most = walkers[0], density[0]
-    visited = []
-    for step in range(STEPS):
-        for half in (slice(0, None, 2), slice(1, None, 2)):
-            others = walkers[1::2] if half.start == 0 else walkers[::2]
-            walkers[half], density[half] = _stretch(walkers[half], density[half], others, known, points, target, rng)
-        if density.max() > most:
-            best, most = walkers[density.argmax()].copy(), density.max()
-        if step >= STEPS // 2:
-            visited.append(walkers.copy())
-    everything = np.concatenate(visited)
-    return everything[rng.choice(len(everything), KEPT, replace=False)], best
+def _draws(known: Belief, points: Points, target: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Draws (KEPT, 5), and the best phi of all, by importance sampling: proposed, weighted, drawn again.
+
+    Exponents are proposed from a grid of cells, each as likely as Laplace's approximation holds its centre; the terms
+    given these from Student's t about what is most probable with them.
+    """
+    cells, chance = _cells(known, points, target)
+    chosen = rng.choice(len(chance), PROPOSED, p=chance)
+    side = 2 * REACH / CELLS * known.error[3:]
+    centre = cells[chosen]
+    centre[:, 3:] += side * (rng.random((PROPOSED, 2)) - 0.5)
+    centre, density = _climbed(centre, _TERMS, known, points, target)
+    terms, level = _terms(centre, known, points, target, rng)
+    drawn = np.column_stack([terms, centre[:, 3:]])
+    worth = _log_density(drawn, known, points, target) - np.log(chance[chosen]) - level
+    weight = np.exp(worth - worth.max())
+    return drawn[rng.choice(PROPOSED, KEPT, p=weight / weight.sum())], centre[density.argmax()]
 
 
-def _stretch(
-    walkers: Array,
-    density: Array,
-    others: Array,
-    known: Belief,
-    points: Points,
-    target: Array,
-    rng: np.random.Generator,
+def _terms(
+    centre: Array, known: Belief, points: Points, target: Array, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """One stretch move of every walker along the line through another one (Goodman & Weare 2010, eq. 10)."""
-    count, size = len(walkers), walkers.shape[1]
-    scale = ((_STRETCH - 1) * rng.random(count) + 1) ** 2 / _STRETCH
-    partner = others[rng.integers(len(others), size=count)]
-    moved = partner + scale[:, None] * (walkers - partner)
-    proposed = _log_density(moved, known, points, target)
-    taken = np.log(rng.random(count)) < (size - 1) * np.log(scale) + proposed - density
-    return np.where(taken[:, None], moved, walkers), np.where(taken, proposed, density)
+    """Proposed logs of the terms (fits, 3) about each `centre` (fits, 5), and their log density up to a constant.
+
+    A mixture with the prior (Hesterberg 1995), or what one term takes over from another would never be proposed.
+    """
+    count = len(centre)
+    root = np.linalg.cholesky(_curve(centre, _TERMS, known, points, target)[:, :3, :3])
+    heavy = rng.standard_normal((count, 3)) / np.sqrt(rng.chisquare(TAIL, count) / TAIL)[:, None]
+    near = centre[:, :3] + np.linalg.solve(np.swapaxes(root, 1, 2), heavy[..., None])[..., 0]
+    anywhere = known.mean[:3] + known.error[:3] * rng.standard_normal((count, 3))
+    terms = np.where(rng.random((count, 1)) < LEAST_SHARE, anywhere, near)
+    away = np.einsum("fpq,fp->fq", root, terms - centre[:, :3])
+    student = np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1) + _STUDENT
+    student -= 0.5 * (TAIL + 3) * np.log1p((away**2).sum(1) / TAIL)
+    normal = -0.5 * (((terms - known.mean[:3]) / known.error[:3]) ** 2 + np.log(2 * np.pi * known.error[:3] ** 2)).sum(
+        1
+    )
+    return terms, np.logaddexp(math.log(1 - LEAST_SHARE) + student, math.log(LEAST_SHARE) + normal)
+
+
+def _cells(known: Belief, points: Points, target: Array) -> tuple[Array, Array]:
+    """The most probable phi at each centre of a grid over the exponents (cells, 5), and a cell's share of it all."""
+    middles = REACH * ((np.arange(CELLS) + 0.5) * 2 / CELLS - 1)
+    grid = np.stack(np.meshgrid(middles, middles, indexing="ij"), -1).reshape(-1, 2)
+    phi = np.tile(known.mean, (len(grid), 1))
+    phi[:, 3:] += known.error[3:] * grid
+    phi, density = _climbed(phi, _TERMS, known, points, target)
+    level = density - 0.5 * np.linalg.slogdet(_curve(phi, _TERMS, known, points, target)[:, :3, :3])[1]
+    chance = np.exp(level - level.max())
+    # A cell whose centre is a poor one may hold more than it says.
+    chance = chance / chance.sum() + LEAST_SHARE / len(chance)
+    return phi, chance / chance.sum()
 
 
 def _log_density(phi: Array, known: Belief, points: Points, target: Array) -> Array:

@@ -15,6 +15,7 @@ from chinchilla.config.machine import Precision
 from chinchilla.planning.activations import BYTES, FP32
 from chinchilla.planning.exchange_memory import BUCKET_BYTES, exchange_bytes
 from chinchilla.planning.network import Network, overlapped_step
+from chinchilla.planning.stages import held_by
 from chinchilla.planning.work import Work
 
 Kind = Literal["one node", "data parallel", "pipeline", "local steps"]
@@ -162,9 +163,10 @@ def _rounds(layout: Layout, work: Work, share: float) -> int:
 
 def _reading(node: Node, share: float, layout: Layout, work: Work) -> float:
     """Seconds that a node's weights take to be read for every micro-batch: what bounds steps of few tokens."""
-    part = share if layout.kind == "pipeline" else 1.0
-    part /= node.devices if layout.inside == "tensor" else 1
-    traffic = WEIGHT_READS * BYTES[work.precision] * part * work.num_params
+    held = work.num_params
+    if layout.kind == "pipeline":
+        held = held_by(work.pieces, _stage(layout, work, layout.nodes.index(node.name))).num_params
+    traffic = WEIGHT_READS * BYTES[work.precision] * held / (node.devices if layout.inside == "tensor" else 1)
     return _rounds(layout, work, share) * traffic / node.bytes_per_s
 
 
@@ -175,18 +177,19 @@ def _tensor_exchange(node: Node, index: int, layout: Layout, work: Work, network
     micro_batches = max(work.micro_batches, layout.micro_batches)
     layers, part = work.layer_exchanges, layout.shares[index] / micro_batches
     if layout.kind == "pipeline":
-        layers, part = layers[_stage(layout, work, index)], 1 / micro_batches
+        stage = _stage(layout, work, index)
+        layers, part = layers[stage.start : stage.stop], 1 / micro_batches
     sizes = Counter(size for layer in layers for size in layer)
     times = (count * network.all_reduce_inside(node.name, node.devices, part * size) for size, count in sizes.items())
     return micro_batches * sum(times)
 
 
-def _stage(layout: Layout, work: Work, index: int) -> slice:
+def _stage(layout: Layout, work: Work, index: int) -> range:
     """The layers of a pipeline's stage: the cut is where the shares of the FLOPs add up to the stages' before it."""
     ends = [0.0, *accumulate(work.layer_shares)]
     cuts = [sum(layout.shares[:stages]) for stages in (index, index + 1)]
     first, last = (min(range(len(ends)), key=lambda layer: abs(ends[layer] - cut)) for cut in cuts)
-    return slice(first, last)
+    return range(first, last)
 
 
 def _data_parallel(layout: Layout, work: Work, network: Network) -> _Time:
@@ -225,7 +228,8 @@ def _pipeline(layout: Layout, work: Work, network: Network) -> _Time:
     """
     count = layout.micro_batches
     stages = [time_s / count for time_s in _compute(layout, work, network)]
-    hops = [network.send(a, b, work.boundary_bytes / count) for a, b in pairwise(layout.nodes)]
+    crossing = [work.cut_bytes[_stage(layout, work, index).stop - 1] for index in range(len(layout.nodes) - 1)]
+    hops = [network.send(*pair, size / count) for pair, size in zip(pairwise(layout.nodes), crossing, strict=True)]
     forward_s, backward_s = (1 - BACKWARD_SHARE) * max(stages), BACKWARD_SHARE * max(stages)
     pace_s = max(forward_s, *hops) + max(backward_s, *hops)
     step_s = sum(stages) + 2 * sum(hops) + (count - 1) * pace_s
@@ -234,18 +238,27 @@ def _pipeline(layout: Layout, work: Work, network: Network) -> _Time:
     return _Time(step_s, free_s, max(comm_s, step_s - free_s))
 
 
+def _stage_bytes(work: Work, stage: range, micro_batches: int) -> float:
+    """Bytes on a stage: its layers' state, their activations of all micro-batches at once (GPipe), and what is beside.
+
+    A validation copies the weights instead.
+    """
+    held = held_by(work.pieces, stage)
+    larger = max(1.0, work.micro_batches / micro_batches)
+    needs = work.micro_batches * held.saved_bytes + larger * max(work.beside_bytes[layer] for layer in stage)
+    return held.state_bytes + max(needs, FP32 * held.num_params)
+
+
 def _memory(layout: Layout, work: Work, node: Node, index: int) -> float:
     """Bytes on one device of a node.
 
-    A node whose share is less than a micro-batch saves that much less. A stage holds its share of the state and, for
-    all micro-batches at once (GPipe), of the saved activations. Where gradients are exchanged they are in buckets too.
+    A node whose share is less than a micro-batch saves that much less. Where gradients are exchanged they are in
+    buckets too.
     """
-    transient = work.peak_bytes - work.state_bytes - work.saved_bytes
     whole = min(1.0, layout.shares[index] * work.micro_batches)
     needs = work.peak_bytes - (1 - whole) * work.saved_bytes
     if layout.kind == "pipeline":
-        held = work.state_bytes + work.saved_bytes * work.micro_batches
-        needs = layout.shares[index] * held + max(transient, 0.0)
+        needs = _stage_bytes(work, _stage(layout, work, index), layout.micro_batches)
     if layout.kind == "local steps":
         needs += OUTER_BYTES * work.num_params
     processes = len(layout.nodes) if layout.kind == "data parallel" else 1

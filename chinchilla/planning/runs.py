@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla.config.errors import DataError, UsageError
-from chinchilla.config.plan import Plan
+from chinchilla.config.plan import LABELS, TOKEN, Label, Plan
 from chinchilla.config.units import show_count
 from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN, FRESH_EPOCHS
 from chinchilla.store.run_folder import RunFolder
@@ -49,6 +49,11 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self.loss)
+
+    @property
+    def counted(self) -> Label:
+        """What `tokens` are: what the task of run folders counts; a file's are taken for tokens."""
+        return LABELS[self.plans[0].task] if self.plans else TOKEN
 
     @property
     def six_nd(self) -> Array:

@@ -2,24 +2,22 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 from chinchilla.config.errors import BudgetError, UsageError
-from chinchilla.config.estimate import Estimate
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Machine, Precision
-from chinchilla.config.plan import FAMILIES, LABELS, PACKED, Decision, Family, OptimizerKind, TaskName
+from chinchilla.config.plan import FAMILIES, LABELS, PACKED, Family, OptimizerKind, TaskName
 from chinchilla.config.run import Limits, Model
 from chinchilla.config.shape import ImageStem, Shape, Stem
-from chinchilla.config.units import show_count
 from chinchilla.planning.bounds import Bound, answer_s, bounds, unfit
 from chinchilla.planning.bounds import too_little as too_little
-from chinchilla.planning.count import Batch, flops_per_token, matrix_params, num_params, typical_batch
-from chinchilla.planning.hparams import Advice, advise
+from chinchilla.planning.count import Batch, num_params, typical_batch
+from chinchilla.planning.deadline import Deadline
 from chinchilla.planning.latency import Request
-from chinchilla.planning.laws import BESIROGLU, ChinchillaLaw, law_loss, repeated_optimum
+from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.room import Room
 
@@ -31,22 +29,13 @@ ASPECT = (60, 128)
 FAR = 1.75
 """Factor on the rule of thumb's size beyond which a shape is not probed."""
 
-LARGE_DIMS = tuple(range(256, 16_384 + 1, 128))
-LARGE_ASPECT = (64, 128)
-
 MOST_EPOCHS = 40
 """Beyond this, repeats are worth little (Muennighoff 2023 measured up to about 60)."""
 
 PROBE_BATCH_TOKENS = 4_096
 
-BESIDE = (1 / 8, 1 / 4, 1 / 2, 2)
-"""Multiples of a law's size that are weighed against it."""
-
-APART = 1.5
-"""Factor that sizes lie apart to be told from each other: nearer, a law's valley is flat."""
-
 PROMPT_TOKENS, ANSWER_TOKENS = 16, 32
-"""A typical request for text: a few words, and a line of answer; `verbs.exam` measures the same."""
+"""A typical request for text: a few words, and a line of answer; `verbs.answer_probe` times the same."""
 
 
 class Facts(Frozen):
@@ -129,18 +118,6 @@ class Facts(Frozen):
         return Request(source, new, self.beam_size, min(2 * source + 10, self.max_len - 1))  # `tasks.translate.max_new`
 
 
-@dataclass(frozen=True)
-class LawPlan:
-    """What a published law recommends for a budget."""
-
-    shape: Shape
-    tokens: float
-    epochs: float
-    advice: Advice
-    loss: Estimate
-    decisions: tuple[Decision, ...]
-
-
 def build(facts: Facts, fixed: Model, dim: int, encoder_layers: int, decoder_layers: int) -> Shape:
     """The project's shape of this width and depth for the data, with what the user fixed kept as it is.
 
@@ -182,25 +159,26 @@ def candidates(
     fixed: Model,
     time_s: float,
     room: Room,
+    deadline: Deadline | None = None,
 ) -> list[Shape]:
     """The shapes worth probing for `time_s` seconds of training, smallest first.
 
-    Worth probing: within `limits`, and at the speed that the roofline expects seeing between one token a parameter
-    (or one epoch) and 40 epochs. Where no shape does, the nearest one. `room` is the memory there is.
+    Worth probing: within `limits` and the `deadline` of fixed steps, and at the speed that the roofline expects seeing
+    at least one token a parameter, or one epoch. Where no shape does, the nearest one. `room` is the memory there is.
 
     Raises:
         UsageError: fixed settings that contradict each other or the task.
         BudgetError: no shape fits the limits; names the nearest limit that can be met, and the shape that meets it.
     """
     ladder = sorted(_ladder(facts, fixed), key=num_params)
-    held_to = bounds(facts.request, machine, limits, room)
+    held_to = bounds(facts.request, machine, limits, room, deadline)
     fitting = [shape for shape in ladder if all(bound.holds(shape) for bound in held_to)]
     if not fitting:
         raise unfit(ladder, held_to)
     distances = {}
     for shape in fitting:
         tokens = expected_tokens(shape, facts, machine, time_s, room.precision, room.optimizer)
-        distances[shape] = _unlikely(tokens, num_params(shape), facts.unique_tokens)
+        distances[shape] = max(0.0, math.log(min(facts.unique_tokens, num_params(shape)) / tokens))
     nearest = min(distances.values())
     return [shape for shape in fitting if distances[shape] <= nearest]
 
@@ -213,14 +191,17 @@ def expected_tokens(
     return batch.loss_rows * time_s / step_time(shape, batch, machine, precision, optimizer).total_s
 
 
-def typical_params(flops: float, sparsity: float = 1.0) -> float:
+def typical_params(flops: float, sparsity: float = 1.0, unique: float = math.inf) -> float:
     """Parameters that do well with a budget far below the laws' range: 5M at 1e14 FLOPs, growing as C^0.4.
 
     A rule of thumb from runs of minutes on 2 cores (docs/planning.md), where the published laws would say a seventh;
     it meets them near 1e19. Probe runs decide among the shapes around it. Where a label takes `sparsity` positions,
     C is what the labels would have taken by themselves: parameters are weighed against examples of what to learn.
+    A budget that would show `unique` labels more than `MOST_EPOCHS` times is worth as many parameters as one that
+    does not: what few labels teach, a larger model would only learn by heart.
     """
-    return 5e6 * (flops / sparsity / 1e14) ** 0.4
+    worth = (MOST_EPOCHS * unique * FLOPS_PER_PARAM_TOKEN * 5e6 / 1e14**0.4) ** (1 / 0.6)
+    return 5e6 * (min(flops / sparsity, worth) / 1e14) ** 0.4
 
 
 def near(shapes: Sequence[Shape], wanted: float, most: int) -> list[Shape]:
@@ -238,76 +219,6 @@ def near(shapes: Sequence[Shape], wanted: float, most: int) -> list[Shape]:
     return sorted(chosen, key=num_params)
 
 
-def law_holds(flops: float, law: ChinchillaLaw = BESIROGLU) -> bool:
-    """Whether a budget lies in or above the range that the law was fitted on; below it only probes tell."""
-    return flops >= law.flops.low
-
-
-def law_plan(
-    flops: float,
-    facts: Facts,
-    fixed: Model,
-    limits: Limits,
-    law: ChinchillaLaw = BESIROGLU,
-    machine: Machine | None = None,
-) -> LawPlan:
-    """The law's optimum for a budget, as the nearest real shape, with learning rate and batch for it.
-
-    Tokens are what the budget buys at that shape, counted by the `matmul` convention; repeats beyond the data are
-    discounted. Limits below the optimum give the largest shape within them, trained for longer; one on latency needs
-    the `machine` that answers. The laws know decoder-only language models: for another task they are taken outside
-    their range.
-
-    Raises:
-        BudgetError: the budget is not positive, or no shape fits the limits.
-        UsageError: a limit on latency without a machine.
-    """
-    best_params, _ = repeated_optimum(law, flops, facts.unique_tokens)
-    held_to = bounds(facts.request, machine, limits)
-    shape = _nearest_shape(best_params, facts, fixed, held_to)
-    count = num_params(shape)
-    tokens = flops / flops_per_token(shape, facts.batch(PROBE_BATCH_TOKENS))
-    epochs = tokens / facts.unique_tokens
-    inside = law.covers(flops, count, tokens) and epochs <= 1 and facts.task == "generate"
-    where = "inside" if inside else "outside"
-    held = f" within {' and '.join(bound.key for bound in held_to)}" if held_to else ""
-    advice = advise(matrix_params(shape), tokens)
-    return LawPlan(
-        shape=shape,
-        tokens=tokens,
-        epochs=epochs,
-        advice=advice,
-        loss=law_loss(law, count, tokens, facts.unique_tokens),
-        decisions=(
-            Decision(
-                name="parameters",
-                value=show_count(count),
-                reason=f"{law.name} law's optimum {show_count(best_params)} ({where} its range), nearest shape{held}",
-            ),
-            Decision(
-                name="tokens",
-                value=show_count(tokens),
-                reason=f"{flops:.3g} FLOPs at this shape: {epochs:.2g} epochs, {tokens / count:.3g} a parameter",
-            ),
-            Decision(name="learning rate", value=f"{advice.learning_rate:.2g}", reason=advice.reason),
-            Decision(name="batch", value=f"{show_count(advice.batch_tokens)} tokens", reason=advice.reason),
-        ),
-    )
-
-
-def sizes_beside(
-    shape: Shape, facts: Facts, fixed: Model, limits: Limits, machine: Machine | None = None
-) -> list[Shape]:
-    """Shapes of about an eighth to twice the parameters of a law's (`BESIDE`) within the limits, smallest first.
-
-    Raises:
-        UsageError: a limit on latency without a machine.
-    """
-    held_to, count = bounds(facts.request, machine, limits), num_params(shape)
-    found = dict.fromkeys(_nearest_shape(factor * count, facts, fixed, held_to) for factor in BESIDE)
-    return [each for each in found if abs(math.log(num_params(each) / count)) >= math.log(APART)]
-
-
 def smallest(facts: Facts, fixed: Model, held_to: Sequence[Bound]) -> Shape:
     """A shape that no plan goes below.
 
@@ -316,7 +227,7 @@ def smallest(facts: Facts, fixed: Model, held_to: Sequence[Bound]) -> Shape:
         BudgetError: even it breaks a bound.
     """
     ladder = list(_ladder(facts, fixed))
-    least = _of_depth(fixed.dim or DIMS[0], 1, facts, fixed)
+    least = of_depth(fixed.dim or DIMS[0], 1, facts, fixed)
     if not all(bound.holds(least) for bound in held_to):
         raise unfit(ladder, held_to)
     return least
@@ -376,6 +287,15 @@ def depth(family: Family, fixed: Model, layers: int) -> tuple[int, int]:
     return (0 if family == "decoder" else encoder), (0 if family == "encoder" else decoder)
 
 
+def of_depth(dim: int, layers: int, facts: Facts, fixed: Model) -> Shape:
+    """The shape of this width with so many layers a stack, with what the user fixed kept.
+
+    Raises:
+        UsageError: fixed settings that contradict each other or the task.
+    """
+    return _checked(facts, fixed, dim, *depth(facts.family, fixed, layers))
+
+
 def _checked(facts: Facts, fixed: Model, dim: int, encoder: int, decoder: int) -> Shape:
     try:
         return build(facts, fixed, dim, encoder, decoder)
@@ -390,48 +310,3 @@ def left_out(facts: Facts, machine: Machine, limits: Limits, fixed: Model) -> st
     ladder = list(_ladder(facts, fixed))
     slow = sum(answer_s(shape, facts.request, machine) > limits.latency for shape in ladder)
     return f"limits.latency {limits.latency:.3g} s rules out {slow} of {len(ladder)} shapes"
-
-
-def _unlikely(tokens: float, count: int, unique: int) -> float:
-    """How far, in logarithms, a run lies outside one token a parameter (or one epoch) … 40 epochs; 0 inside."""
-    low, high = min(unique, count), MOST_EPOCHS * unique
-    return max(0.0, math.log(low / tokens), math.log(tokens / high))
-
-
-def _nearest_shape(target: float, facts: Facts, fixed: Model, held_to: Sequence[Bound]) -> Shape:
-    """The shape whose number of parameters is nearest to `target`, within the bounds.
-
-    Raises:
-        BudgetError: none is within them.
-    """
-    dims = [fixed.dim] if fixed.dim else LARGE_DIMS
-    found = [_of_width(dim, target, held_to, facts, fixed) for dim in dims]
-    shapes = {num_params(shape): shape for shape in found if shape is not None}
-    if not shapes:
-        raise unfit([_of_depth(dim, _fewest(dim), facts, fixed) for dim in dims], held_to)
-    return shapes[min(shapes, key=lambda count: abs(math.log(count / target)))]
-
-
-def _fewest(dim: int) -> int:
-    return max(1, dim // LARGE_ASPECT[1])
-
-
-def _of_depth(dim: int, layers: int, facts: Facts, fixed: Model) -> Shape:
-    return _checked(facts, fixed, dim, *depth(facts.family, fixed, layers))
-
-
-def _of_width(dim: int, target: float, held_to: Sequence[Bound], facts: Facts, fixed: Model) -> Shape | None:
-    """The depth that comes nearest to `target` parameters at this width; None where every depth breaks a bound."""
-    one, two = (_of_depth(dim, layers, facts, fixed) for layers in (1, 2))
-    first, layer = num_params(one), num_params(two) - num_params(one)
-    fewest, most = _fewest(dim), max(1, dim // LARGE_ASPECT[0])
-    wanted = 1 + round((target - first) / layer) if layer else 1
-    wanted = min(max(wanted, fewest), most, *(_deepest(bound, one, two, most) for bound in held_to))
-    shapes = (_of_depth(dim, layers, facts, fixed) for layers in range(wanted, fewest - 1, -1))
-    return next((shape for shape in shapes if all(bound.holds(shape) for bound in held_to)), None)
-
-
-def _deepest(bound: Bound, one: Shape, two: Shape, most: int) -> int:
-    """Layers beyond which a bound cannot hold, at most `most`: what is needed grows evenly with depth, or faster."""
-    first, layer = bound.needs(one), bound.needs(two) - bound.needs(one)
-    return most if layer <= 0 else min(most, 1 + math.floor((bound.most - first) / layer))

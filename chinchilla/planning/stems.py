@@ -17,12 +17,13 @@ OUT = "embed.inner.out"
 class Conv:
     """A convolution as a product: each of `positions` outputs an image is `inputs` numbers by `outputs` channels.
 
-    `pixels` are the positions of its input.
+    `pixels` are the positions of its input, `kept` those that max-pooling leaves of its output.
     """
 
     name: str
     positions: int
     pixels: int
+    kept: int
     channels: int
     outputs: int
 
@@ -40,9 +41,9 @@ def convs(dim: int, stem: ImageStem) -> list[Conv]:
     for index in range(count):
         pixels, outputs = height * width, max(8, dim >> (count - 1 - index))
         height, width = height // 2, width // 2
-        positions = height * width
-        for taken, inputs in ((pixels, channels), (positions, outputs)):
-            found.append(Conv(f"embed.inner.convs.{len(found)}", positions, taken, inputs, outputs))
+        kept = height * width
+        for taken, given, inputs in ((pixels, pixels if stem.pooled else kept, channels), (kept, kept, outputs)):
+            found.append(Conv(f"embed.inner.convs.{len(found)}", given, taken, kept, inputs, outputs))
         channels = outputs
     return found
 
@@ -50,11 +51,15 @@ def convs(dim: int, stem: ImageStem) -> list[Conv]:
 def stem_parameters(shape: Shape, stem: ImageStem | TableStem) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and sizes of a stem's tensors but those of positions and norm."""
     dim = shape.dim
-    yield "embed.class_token", (1, dim)
+    if stem.class_token:
+        yield "embed.class_token", (1, dim)
     if isinstance(stem, ImageStem):
         for conv in convs(dim, stem):
             yield f"{conv.name}.weight", (conv.outputs, conv.channels, KERNEL, KERNEL)
             yield f"{conv.name}.bias", (conv.outputs,)
+        for index, conv in enumerate(convs(dim, stem) if stem.pooled else ()):
+            yield f"embed.inner.norms.{index}.weight", (conv.outputs,)
+            yield f"embed.inner.norms.{index}.bias", (conv.outputs,)
         yield f"{OUT}.weight", (dim, convs(dim, stem)[-1].outputs)
         yield f"{OUT}.bias", (dim,)
         return

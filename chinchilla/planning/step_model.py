@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla.config.machine import Precision
+from chinchilla.config.machine import Calibration, Precision
 from chinchilla.config.plan import OptimizerKind
 from chinchilla.config.shape import Shape
 from chinchilla.planning.activations import parts
@@ -29,7 +29,6 @@ GRADIENT_UNITS = {
     "cross-entropy": "logit",
     "matrices": "number",
     "operators": "call",
-    "passes": "call",
 }
 """Kinds of work in a micro-batch's forward and backward pass."""
 
@@ -72,8 +71,8 @@ class Fit:
 def gradient_work(shape: Shape, batch: Batch, precision: Precision) -> dict[str, float]:
     """Work of one micro-batch's gradients, in `GRADIENT_UNITS`.
 
-    FLOPs are three times a forward pass's; bytes are what the operators keep, make and use beside. One pass stands
-    for what a micro-batch costs whatever its size.
+    FLOPs are three times a forward pass's; bytes are what the operators keep, make and use beside. What a micro-batch
+    costs whatever its size has no kind of its own: with one, larger models were foretold the worse.
     """
     flops = {"products": 0, "attention": 0}
     for product in products(shape, batch):
@@ -86,7 +85,6 @@ def gradient_work(shape: Shape, batch: Batch, precision: Precision) -> dict[str,
         "cross-entropy": batch.head_rows * shape.num_outputs,
         "matrices": sum(map(prod, parameters(shape).values())),
         "operators": len(ops),
-        "passes": 1,
     }
 
 
@@ -108,6 +106,12 @@ def newton_schulz_flops(rows: int, columns: int) -> int:
     """FLOPs that Muon spends on one matrix a step: three times X·Xᵀ, its square, and their product with X."""
     short, long = sorted((rows, columns))
     return NEWTON_SCHULZ_STEPS * (4 * short * short * long + 2 * short**3)
+
+
+def is_counted(known: Calibration) -> bool:
+    """Whether a calibration has rates for the kinds of work that are counted here."""
+    fitted = [{term.kind for term in terms} for terms in (known.gradients, known.update)]
+    return fitted == [GRADIENT_UNITS.keys(), UPDATE_UNITS.keys()]
 
 
 def fit(samples: Sequence[Sample]) -> Fit:

@@ -2,7 +2,7 @@
 
 An operator reads what it takes once and writes what it gives once; nothing stays in a cache between two operators. What
 a fused or a chunked loop keeps in cache (scores, chances of the logits) isn't moved. Copies of weights under autocast,
-masks and what is a number a row are left out, as are gathers of single rows, and all of a stem but its products.
+masks and what is a number a row are left out, as are gathers of single rows, and all of a table's stem.
 """
 
 from collections import Counter
@@ -12,13 +12,14 @@ from math import prod
 
 from chinchilla.config.machine import Machine, Precision
 from chinchilla.config.plan import OptimizerKind
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape
 from chinchilla.config.units import show_bytes, show_count
 from chinchilla.planning.count import Batch, Product, has_cross, parameters, products, stacks
 from chinchilla.planning.latency import Request
 from chinchilla.planning.machine import newton_schulz_flops
 from chinchilla.planning.memory import takes_muon
-from chinchilla.planning.operators import BYTES, FP32, LONGEST_PLAIN
+from chinchilla.planning.operators import BYTES, FP32, INT64, LONGEST_PLAIN
+from chinchilla.planning.stems import convs
 from chinchilla.planning.step_model import NEWTON_SCHULZ_STEPS
 
 ADAMW_PASSES = 7
@@ -140,6 +141,8 @@ def _moved(product: Product, precision: Precision) -> int:
 def _elementwise(shape: Shape, batch: Batch, size: int, dropout: bool) -> Iterator[tuple[str, int]]:
     """Bytes of all that is no product, forward and backward, and of attention's own loops."""
     table = FP32 * (0 if shape.stem else shape.vocab_size) * shape.dim
+    if isinstance(shape.stem, ImageStem):
+        yield "stem", batch.size * _stem(shape.dim, shape.stem, size)
     for side, num_layers in stacks(shape):
         rows, length = (
             (batch.source_rows, batch.source_len) if side == "encoder" else (batch.target_rows, batch.target_len)
@@ -160,6 +163,19 @@ def _elementwise(shape: Shape, batch: Batch, size: int, dropout: bool) -> Iterat
     # Chances are made of logits, and gradients in their place, chunk by chunk in cache; states gathered and scattered.
     matrix = FP32 * shape.num_outputs * shape.dim
     yield "logits", 2 * size * batch.head_rows * shape.num_outputs + 6 * states + rows + 2 * matrix
+
+
+def _stem(dim: int, stem: ImageStem, size: int) -> int:
+    """What an image's convolutions are normed, pooled and cut off by: ReLU and LayerNorm take five passes each.
+
+    Pooling reads all and writes what it keeps, and where that was; going backward it writes all.
+    """
+    moved = 0
+    for conv in convs(dim, stem):
+        moved += (10 if stem.pooled else 5) * size * conv.kept * conv.outputs
+        if conv.kept < conv.positions:
+            moved += (2 * size * conv.positions + 2 * (size + INT64) * conv.kept) * conv.outputs
+    return moved
 
 
 def _layer(shape: Shape, rows: int, length: int, size: int) -> Iterator[tuple[str, int]]:

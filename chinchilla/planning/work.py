@@ -11,17 +11,19 @@ from chinchilla.planning.activations import BYTES, FP32
 from chinchilla.planning.count import Batch, flops, has_cross, num_params, products
 from chinchilla.planning.exchange_memory import gradient_buckets
 from chinchilla.planning.memory import memory
+from chinchilla.planning.stages import Piece, beside, cuts, pieces
 
 
 @dataclass(frozen=True)
 class Work:
     """One optimizer step, as the planner of layouts sees it.
 
-    `layer_shares` are each layer's share of the FLOPs, in order, and sum to 1; `boundary_bytes` the activations that
-    cross a cut between two layers in a whole step; `layer_exchanges` the sizes of each layer's all-reduces in a whole
-    step under tensor parallelism; `saved_bytes` the activations kept for the backward pass of one of the
-    `micro_batches`; `state_bytes` what lives all through training; `peak_bytes` the most at one time on one device, to
-    which data parallelism adds `buckets` of gradients (`exchange_memory`).
+    `layer_shares` are each layer's share of the FLOPs, in order, and sum to 1; `cut_bytes` the activations that cross
+    the cut after each layer but the last, one way, in a whole step; `pieces` what stages hold, and `beside_bytes` what
+    each layer needs beside on its way back (`stages`); `layer_exchanges` the sizes of each layer's all-reduces in a
+    whole step under tensor parallelism; `saved_bytes` the activations kept for the backward pass of one of the
+    `micro_batches`; `peak_bytes` the most at one time on one device, to which data parallelism adds `buckets` of
+    gradients (`exchange_memory`).
     `rows` is the number of examples that a step can be divided into; None: any share will do. `efficiency` is the
     share of a node's FLOP/s that training reaches, `source` and `spread` what a time rests on and how sure it is.
     """
@@ -30,9 +32,10 @@ class Work:
     num_params: int
     precision: Precision
     layer_shares: tuple[float, ...]
-    boundary_bytes: float
+    cut_bytes: tuple[float, ...]
+    pieces: tuple[Piece, ...]
+    beside_bytes: tuple[float, ...]
     layer_exchanges: tuple[tuple[float, ...], ...]
-    state_bytes: float
     saved_bytes: float
     peak_bytes: float
     buckets: tuple[int, ...]
@@ -72,9 +75,10 @@ def step_work(shape: Shape, batch: Batch, training: Training, efficiency: float,
         num_params=num_params(shape),
         precision=training.precision,
         layer_shares=layer_shares(shape, batch),
-        boundary_bytes=number_bytes * (batch.source_rows + batch.target_rows) * shape.dim,
+        cut_bytes=cuts(shape, batch, number_bytes),
+        pieces=pieces(shape, batch, training, held),
+        beside_bytes=beside(shape, batch, training, held),
         layer_exchanges=layer_exchanges(shape, batch, number_bytes),
-        state_bytes=held.state.total,
         saved_bytes=held.saved,
         peak_bytes=held.peak,
         buckets=tuple(gradient_buckets(shape)),

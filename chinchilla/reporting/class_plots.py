@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from chinchilla.reporting.canvas import FIRST, MUTED, drawable, drawing, figure, finite, svg
+from chinchilla.config.costs import Costs
+from chinchilla.reporting.canvas import FIRST, MUTED, SECOND, drawable, drawing, figure, finite, svg
 
 MOST_CLASSES = 30
 """Beyond this a confusion matrix cannot be read."""
@@ -62,3 +63,27 @@ def calibration_chart(details: Mapping[str, Any]) -> str:
         axes.set(xlabel="how sure", ylabel="how often right", xlim=(low, 1.02), ylim=(low, 1.05))
         gap = float((np.abs(sure - right) * counts).sum() / counts.sum())
         return svg(drawn, "sureness", f"Accuracy over confidence; they differ by {gap:.3f} on average")
+
+
+def cost_chart(details: Mapping[str, Any]) -> str:
+    """Mean cost of an example over the threshold, and where the model answers; "" where errors have no costs."""
+    found = details.get("costs")
+    if not isinstance(found, dict):
+        return ""
+    curve = found.get("curve")
+    rows = [row for row in curve if len(row) == 2 and all(map(finite, row))] if isinstance(curve, list) else []
+    prices: list[Any] = [found.get(name) for name in ("false_negative", "false_positive")]
+    if not rows or not all(finite(price) and price > 0 for price in prices):
+        return ""
+    threshold = Costs(false_negative=prices[0], false_positive=prices[1]).threshold
+    thresholds, costs = np.array(rows, dtype=float).T
+    paid = float(costs[min(np.searchsorted(thresholds, threshold), len(costs) - 1)])
+    with drawing("costs"):
+        drawn, (axes,) = figure()
+        axes.step(thresholds, costs, where="pre", color=FIRST, linewidth=1.3)
+        axes.axhline(min(costs[0], costs[-1]), color=MUTED, linestyle=":", linewidth=1)
+        axes.plot(threshold, paid, color=SECOND, marker="o", markersize=6)
+        name = drawable(str(found.get("positive")), 16)
+        axes.set(xlabel=f"{name} is answered from this probability on", ylabel="cost of an example")
+        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.05 * max(*costs, paid)))
+        return svg(drawn, "costs", f"Cost of an example over the threshold; {paid:.3f} at {threshold:.3f}")

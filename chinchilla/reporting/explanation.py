@@ -74,7 +74,7 @@ def explanation_page(name: str, task: TaskName, found: "Explanation", pixels: Pi
         pictures=pictures,
         bars=charts(
             ("What speaks for it", bars[0], "Blue: for the class; orange: against it."),
-            ("What was looked at", bars[1], "Attention rollout, shares of what reaches the class token."),
+            ("What was looked at", bars[1], "Attention rollout, shares in what the class is read from."),
         ),
         deletion=charts(("The class's probability as parts are removed", deletion_chart(found), "")),
         parts=list(_rows(found)),
@@ -162,7 +162,7 @@ def _pictures(found: "Explanation", pixels: Pixels) -> Iterator[Picture]:
     heat = _heat(pixels, found.attribution.reshape(grid), signed)
     yield Picture("What speaks for it", _uri(heat), "Blue: for the class; orange: against it.")
     heat = _heat(pixels, found.attention.reshape(grid), (PREDICTED, PREDICTED))
-    yield Picture("What was looked at", _uri(heat), "Attention rollout to the class token.")
+    yield Picture("What was looked at", _uri(heat), "Attention rollout to what the class is read from.")
 
 
 def _heat(pixels: Pixels, values: Floats, colours: tuple[str, str]) -> Pixels:

@@ -5,6 +5,7 @@ import statistics
 
 from rich.console import Group
 
+from chinchilla.config.plan import Label
 from chinchilla.config.units import show_count
 from chinchilla.planning.fit import Best, Fit
 from chinchilla.planning.form_fit import FormFit
@@ -14,11 +15,9 @@ from chinchilla.reporting.tables import Rows, _table
 from chinchilla.reporting.values import interval
 
 CONSTANT_HEAD = ("constant", "value", "95 % interval", "standard error")
-AHEAD_HEAD = ("budget, FLOPs", "parameters p50 [p10 – p90]", "tokens", "loss, nats a token", "source")
 CHECK_HEAD = ("check", "found")
 FORM_HEAD = ("constant", "value", "standard error", "of the value")
 MOST_ROWS = 20
-OPTIMA_HEAD = ("FLOPs", "parameters", "tokens", "loss")
 
 
 def fit_tables(found: Study | Allocation) -> Group:
@@ -59,7 +58,7 @@ def _law_tables(found: Study) -> Group:
     title = f"L = E + A/N^alpha + B/D^beta, from {len(found.fitted.runs)} runs"
     return Group(
         _table(title, CONSTANT_HEAD, constant_rows(found.fitted), (0,)),
-        _table("Budgets ahead", AHEAD_HEAD, ahead_rows(found.ahead), (4,)),
+        _table("Budgets ahead", ahead_head(found.fitted.runs.counted), ahead_rows(found.ahead), (4,)),
         _table("How firmly it stands", CHECK_HEAD, check_rows(found.fitted, found.identified), (0, 1)),
     )
 
@@ -69,7 +68,7 @@ def _allocation_tables(found: Allocation) -> Group:
     title = f"Best size = k C^a, approach {found.approach}, from {len(found.runs)} runs"
     tables = [
         _table(title, CONSTANT_HEAD, exponent_rows(found), (0,)),
-        _table("Best size by compute", OPTIMA_HEAD, optimum_rows(found), ()),
+        _table("Best size by compute", optima_head(found.runs.counted), optimum_rows(found), ()),
     ]
     left_out: Rows = [(f"{each.optimum.flops:.2e}", each.trouble) for each in found.levels if each.trouble]
     if left_out:
@@ -77,11 +76,21 @@ def _allocation_tables(found: Allocation) -> Group:
     return Group(*tables)
 
 
+def ahead_head(counted: Label) -> tuple[str, ...]:
+    """Titles of the columns of `ahead_rows`."""
+    return "budget, FLOPs", "parameters p50 [p10 – p90]", counted.many, f"loss, nats a {counted.one}", "source"
+
+
+def optima_head(counted: Label) -> tuple[str, ...]:
+    """Titles of the columns of `optimum_rows`."""
+    return "FLOPs", "parameters", counted.many, "loss"
+
+
 def exponent_rows(found: Allocation) -> Rows:
     """The two exponents with their intervals."""
     rows: Rows = []
-    for name, value, interval_ in (("a", found.a, found.intervals["a"]), ("b", found.b, found.intervals["b"])):
-        what = f"{name}, of {'parameters' if name == 'a' else 'tokens'}"
+    for name, value, of in (("a", found.a, "parameters"), ("b", found.b, found.runs.counted.many)):
+        interval_, what = found.intervals[name], f"{name}, of {of}"
         rows.append((what, f"{value:.4f}", f"{interval_.low:.3f} – {interval_.high:.3f}", f"{interval_.error:.2g}"))
     return rows
 
@@ -129,10 +138,11 @@ def ahead_rows(ahead: tuple[Best, ...]) -> Rows:
 
 def check_rows(fitted: Fit, identified: Identification) -> Rows:
     """What each check found, warnings last."""
+    counted = fitted.runs.counted
     rows: Rows = [
         (
             "repeated runs",
-            f"{fitted.runs.repeats} of {len(fitted.runs)} have the size and tokens of another; all count",
+            f"{fitted.runs.repeats} of {len(fitted.runs)} have the size and {counted.many} of another; all count",
         ),
         ("noise of a run", f"{identified.noise:.2%}"),
         ("condition of the Hessian", f"{identified.condition:.2g}"),
@@ -148,7 +158,7 @@ def check_rows(fitted: Fit, identified: Identification) -> Rows:
     )
     rows += [("warning", warning) for warning in identified.warnings]
     if identified.proposals:
-        rows.append(("runs that would settle it", show_proposals(identified.proposals)))
+        rows.append(("runs that would settle it", show_proposals(identified.proposals, counted)))
     return rows
 
 

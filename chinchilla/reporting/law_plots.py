@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from chinchilla.config.considered import Frontier
+from chinchilla.config.plan import Label
 from chinchilla.config.units import show_count
 from chinchilla.planning.fit import Best, Fit, best
 from chinchilla.planning.huber import Array
@@ -63,7 +64,7 @@ def law_charts(found: Study | Allocation) -> list[tuple[str, str, str]]:
         parabolas = "Parabolas through runs of one compute (±8 %), named at the right; diamond: the lowest point."
         drawn = [("Best size by compute", growth_chart(found), growth)]
         valleys = level_valleys(found)
-        return [*drawn, ("IsoFLOP valleys", valley_chart(valleys), parabolas)] if valleys else drawn
+        return [*drawn, ("IsoFLOP valleys", valley_chart(valleys, found.runs.counted), parabolas)] if valleys else drawn
     contours = (
         "Line: the best size for a compute, dashed beyond the runs; band: p10 to p90 over the bootstrap's optima."
     )
@@ -73,7 +74,7 @@ def law_charts(found: Study | Allocation) -> list[tuple[str, str, str]]:
     profiles = "Dotted: where the 95 % interval ends; bar: the bootstrap's 95 %; line: the fit."
     return [
         ("Loss and the efficient frontier", contour_chart(found), contours),
-        ("IsoFLOP valleys", valley_chart(law_valleys(found.fitted)), valleys_told),
+        ("IsoFLOP valleys", valley_chart(law_valleys(found.fitted), found.fitted.runs.counted), valleys_told),
         ("Profile likelihood of the exponents", profile_chart(found), profiles),
     ]
 
@@ -93,20 +94,21 @@ def frontier(study: Study) -> list[Best]:
     return [best(study.fitted, budget) for budget in np.geomspace(flops.min(), last, NUM_BUDGETS).tolist()]
 
 
-def _loss(law: ChinchillaLaw, num_params: Array, tokens: Array) -> Array:
+def law_losses(law: ChinchillaLaw, num_params: Array, tokens: Array) -> Array:
     """The law's loss of many runs."""
     by_size = law.param_scale.value * num_params**-law.param_exponent.value
     return law.irreducible.value + by_size + law.token_scale.value * tokens**-law.token_exponent.value
 
 
-def plan_contour_chart(kept: Frontier, num_params: float, tokens: float) -> str:
-    """Contours of the loss by a plan's law over compute and size, the frontier with its band, and the plan."""
+def plan_contour_chart(kept: Frontier, num_params: float, tokens: float, runs: Runs | None = None) -> str:
+    """Contours of the loss by a plan's law over compute and size, the frontier with its band, its runs, the plan."""
     with drawing("plan-contours"):
         drawn, (axes,) = figure(height_in=3.4)
         flops, low, best, high = (np.array(getattr(kept, name)) for name in ("flops", "low", "best", "high"))
         # A band that runs away, of a law that its runs leave open, is cut off.
         least, most = max(low.min(), best.min() / WIDEST), min(high.max(), best.max() * WIDEST)
-        ends = min(least, num_params) / 2, max(most, num_params) * 2
+        shown = [num_params, *(runs.num_params if runs is not None else ())]
+        ends = min(least, *shown) / 2, max(most, *shown) * 2
 
         def loss(sizes: Array, seen: Array) -> Array:
             by_size = kept.param_scale * sizes**-kept.param_exponent
@@ -115,9 +117,13 @@ def plan_contour_chart(kept: Frontier, num_params: float, tokens: float) -> str:
         _map(axes, loss, flops, ends, loss(best, flops / FLOPS_PER_PARAM_TOKEN / best).tolist())
         inside = (flops >= kept.fitted[0] * 0.99) & (flops <= kept.fitted[1] * 1.01)
         _frontier(axes, flops, (low, best, high), inside)
+        if runs is not None:
+            axes.plot(
+                runs.six_nd, runs.num_params, color=FIRST, marker="o", markersize=3, linestyle="none", label="runs"
+            )
         compute = FLOPS_PER_PARAM_TOKEN * num_params * tokens
         axes.plot(compute, num_params, color=INK, marker="D", markersize=5, linestyle="none", label="the plan")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
         return svg(drawn, "plan-contours", "Loss by the law over compute and parameters, the best size, and the plan")
 
 
@@ -126,7 +132,7 @@ def _contours(axes: Axes, fitted: Fit, line: list[Best]) -> None:
     low, sizes, high = (np.array([getattr(each.num_params, q) for each in line]) for q in ("p10", "p50", "p90"))
     runs = fitted.runs.six_nd
     ends = min(low.min(), fitted.runs.num_params.min()) / 2, max(high.max(), fitted.runs.num_params.max()) * 2
-    _map(axes, partial(_loss, fitted.law), flops, ends, [each.loss.p50 for each in line])
+    _map(axes, partial(law_losses, fitted.law), flops, ends, [each.loss.p50 for each in line])
     _frontier(axes, flops, (low, sizes, high), flops <= runs.max())
     axes.plot(runs, fitted.runs.num_params, color=FIRST, marker="o", markersize=3, linestyle="none", label="runs")
     axes.legend(loc="upper left")
@@ -164,7 +170,7 @@ def _levels(along: list[float]) -> list[float]:
     return sorted({float(f"{value:.3g}") for value in np.interp(inner, np.arange(len(along)), along)})
 
 
-def valley_chart(valleys: list[Valley]) -> str:
+def valley_chart(valleys: list[Valley], counted: Label) -> str:
     """Loss over parameters, a curve for each compute, with runs and lowest points."""
     with drawing("valleys"):
         drawn, (axes,) = figure(height_in=3.4)
@@ -172,7 +178,7 @@ def valley_chart(valleys: list[Valley]) -> str:
             _valley(axes, valley)
         lowest = np.array([valley.lowest for valley in valleys])
         axes.plot(*lowest.T, color=SECOND, linewidth=1, linestyle=":", zorder=1)
-        axes.set(xlabel="parameters", ylabel="loss, nats a token")
+        axes.set(xlabel="parameters", ylabel=f"loss, nats a {counted.one}")
         axes.margins(x=0.02)
         low, high = axes.get_xlim()
         axes.set_xlim(low, high * (high / low) ** 0.16)  # room for the names of the curves
@@ -200,21 +206,25 @@ def _valley(axes: Axes, valley: Valley) -> None:
 
 def law_valleys(fitted: Fit) -> list[Valley]:
     """The law's own valleys at computes that the runs have, cheapest first."""
-    return [_law_valley(fitted, flops) for flops in _budgets(fitted.runs.six_nd)]
+    return [_law_valley(fitted, flops) for flops in levels(fitted.runs.six_nd)]
 
 
 def _law_valley(fitted: Fit, flops: float) -> Valley:
-    near = np.abs(np.log(fitted.runs.six_nd / flops)) <= math.log(LEVEL_WIDTH) / 2
-    runs, advice = fitted.runs.pick(near), best(fitted, flops)
+    runs, advice = level_of(fitted.runs, flops), best(fitted, flops)
     size = fitted.law.optimum(flops)[0]
     reach = max(4.0, *(runs.num_params / size), *(size / runs.num_params)) * 1.3
     sizes = np.geomspace(size / reach, size * reach, 81)
-    loss = _loss(fitted.law, sizes, flops / FLOPS_PER_PARAM_TOKEN / sizes)
+    loss = law_losses(fitted.law, sizes, flops / FLOPS_PER_PARAM_TOKEN / sizes)
     lowest = (size, float(loss[len(loss) // 2]))
     return Valley(flops, sizes, loss, runs, lowest, advice.num_params.p10, advice.num_params.p90)
 
 
-def _budgets(flops: Array) -> list[float]:
+def level_of(runs: Runs, flops: float) -> Runs:
+    """The runs of a compute."""
+    return runs.pick(np.abs(np.log(runs.six_nd / flops)) <= math.log(LEVEL_WIDTH) / 2)
+
+
+def levels(flops: Array) -> list[float]:
     """Computes of the runs, those of most runs first chosen, none within a factor `APART` of another; sorted."""
     logs = np.log(flops)
     near = np.abs(logs[:, None] - logs) <= math.log(LEVEL_WIDTH) / 2

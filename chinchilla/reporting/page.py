@@ -15,7 +15,7 @@ from chinchilla.config.units import show_count
 from chinchilla.planning.layout import Layouts
 from chinchilla.reporting import curves, tables
 from chinchilla.reporting.canvas import PALETTE
-from chinchilla.reporting.class_plots import calibration_chart, confusion_chart
+from chinchilla.reporting.class_plots import calibration_chart, confusion_chart, cost_chart
 from chinchilla.reporting.plan_plots import choice_charts, plan_batch, reckoned_charts
 from chinchilla.reporting.record import Compression, Record, Sample
 from chinchilla.reporting.values import label, metric, quantity, seconds, span
@@ -66,6 +66,14 @@ class Chart(NamedTuple):
     caption: str
 
 
+class Grid(NamedTuple):
+    """A table with its title."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 def render(record: Record, found: Layouts | None = None) -> str:
     """The report as HTML, with the layouts of the plan's step where it has a cluster.
 
@@ -75,9 +83,9 @@ def render(record: Record, found: Layouts | None = None) -> str:
     return fill("report.html", record=record, **parts)
 
 
-def sheet(title: str, lead: str, drawn: Sequence[tuple[str, str, str]]) -> str:
-    """A page of charts alone, each with title and caption, in the report's style."""
-    return fill("sheet.html", title=title, lead=lead, charts=charts(*drawn))
+def sheet(title: str, lead: str, drawn: Sequence[tuple[str, str, str]], grids: Sequence[Grid] = ()) -> str:
+    """A page of tables and charts alone, each with its title, in the report's style."""
+    return fill("sheet.html", title=title, lead=lead, charts=charts(*drawn), grids=grids)
 
 
 def fill(template: str, **parts: Any) -> str:
@@ -156,6 +164,11 @@ def _rest(record: Record) -> dict[str, Any]:
                 "Test data; a row's squares are shares of its class.",
             ),
             ("How sure, how right", calibration_chart(details), "Test data; dotted: as right as sure."),
+            (
+                "Cost over threshold",
+                cost_chart(details),
+                "Test data; dot: where it answers, chosen by the costs alone; dotted: one answer to all.",
+            ),
         ),
         "samples": [_sample(sample, record) for sample in _samples(record)],
         "open_samples": OPEN_SAMPLES,

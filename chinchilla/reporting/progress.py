@@ -176,7 +176,7 @@ class _Lasting(io.TextIOBase):
         self._gone = stream.closed
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]
+    def encoding(self) -> str:  # type: ignore[override]  # an attribute in typeshed
         return self._stream.encoding or "utf-8"
 
     def fileno(self) -> int:

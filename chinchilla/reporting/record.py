@@ -15,6 +15,8 @@ from chinchilla.store.run_folder import RunFolder
 
 Lines = list[dict[str, Any]]
 
+WITHOUT = "remove it to report without it"
+
 
 class Part(BaseModel):
     """A JSON file another room wrote; keys that the report doesn't show are let pass."""
@@ -103,7 +105,7 @@ def read(path: Path) -> Record:
         FaultError: a file in it is damaged; the message names it.
     """
     folder = RunFolder.open(path.resolve())
-    compression = _part(folder.path / "compression.json", Compression)
+    compression = read_part(folder.path / "compression.json", Compression)
     parent = _parent(folder, compression.parent) if compression else None
     folders = [folder] if parent is None else [folder, parent]
     return Record(
@@ -115,7 +117,7 @@ def read(path: Path) -> Record:
         environment=next((_object(f.env_json) for f in folders if f.env_json.exists()), {}),
         run_toml=folder.run_toml.read_text("utf-8", "replace"),
         size_bytes=next((w.stat().st_size for f in folders if (w := f.model / "model.safetensors").exists()), None),
-        results=next((r for f in folders if (r := _part(f.path / "results.json", Results))), None),
+        results=next((r for f in folders if (r := read_part(f.path / "results.json", Results))), None),
         compression=compression,
         parent=parent.path if parent else None,
     )
@@ -151,23 +153,28 @@ def _ledger(path: Path) -> Lines:
     return lines
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path, mend: str = WITHOUT) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise FaultError(f"{path}: cannot be read as JSON: {error}; remove it to report without it") from None
+        raise FaultError(f"{path}: cannot be read as JSON: {error}; {mend}") from None
     if not isinstance(value, dict):
-        raise FaultError(f"{path}: holds {type(value).__name__}, not an object; remove it to report without it")
+        raise FaultError(f"{path}: holds {type(value).__name__}, not an object; {mend}")
     return value
 
 
-def _part(path: Path, kind: type[PartType]) -> PartType | None:
+def read_part(path: Path, kind: type[PartType], mend: str = WITHOUT) -> PartType | None:
+    """What a JSON file holds of `kind`; None where there is no such file.
+
+    Raises:
+        FaultError: it cannot be read, or holds something else; ends with the `mend`.
+    """
     if not path.exists():
         return None
     try:
-        return kind.model_validate(_object(path))
+        return kind.model_validate(_object(path, mend))
     except ValidationError as error:
-        raise FaultError(f"{path}: {_first(error)}; remove it to report without it") from None
+        raise FaultError(f"{path}: {_first(error)}; {mend}") from None
 
 
 def _first(error: ValidationError) -> str:

@@ -22,6 +22,8 @@ NAMES = {
     "pr_auc": "PR AUC",
     "ks": "KS",
     "brier": "Brier score",
+    "cost": "cost of an example",
+    "trivial_cost": "cost of one answer to all",
     "loss": "validation loss",
     "valid_loss": "validation loss",
     "num_params": "parameters",

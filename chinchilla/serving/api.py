@@ -26,7 +26,7 @@ from chinchilla.serving.whole import WholeAnswers
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 """Of the page's files, which all lie in `web`."""
 
-SHOWN_LIMITS = ("body_bytes", "image_body_bytes", "texts", "new_tokens", "beam_size", "request_s")
+SHOWN_LIMITS = ("body_bytes", "image_body_bytes", "image_pixels", "texts", "new_tokens", "beam_size", "request_s")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

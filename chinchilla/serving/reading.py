@@ -9,6 +9,8 @@ from starlette.requests import Request
 
 from chinchilla.config.errors import DataError
 from chinchilla.data.codec import Asked
+from chinchilla.data.raster import read_header
+from chinchilla.data.rows import MalformedError
 from chinchilla.serving.engine import Engine
 from chinchilla.serving.forms import DOES, FORMS, PATHS
 from chinchilla.serving.requests import Ask, ImageBody, RefusedError, SamplingBody, read_body
@@ -26,10 +28,10 @@ class Reading:
         self.answerer, self.limits, self.metrics = engine.answerer, engine.limits, engine.metrics
         self.card = engine.answerer.card
         form = FORMS.get(self.card.task)
-        images = form is not None and issubclass(form.body, ImageBody)
-        self._receiving = asyncio.Semaphore(RECEIVED) if images else nullcontext()
+        self._images = form is not None and issubclass(form.body, ImageBody)
+        self._receiving = asyncio.Semaphore(RECEIVED) if self._images else nullcontext()
         # A small file may hold a huge image, so one at a time is decoded.
-        self._decoding = asyncio.Semaphore(1) if images else nullcontext()
+        self._decoding = asyncio.Semaphore(1) if self._images else nullcontext()
 
     def check_task(self, request: Request) -> None:
         """Whether the request is for the task that is served.
@@ -58,7 +60,8 @@ class Reading:
         """The questions as the model is asked them, each known to fit it with `extra` tokens more.
 
         Raises:
-            RefusedError: 422 too many, too long, or one that cannot be answered, named by its place.
+            RefusedError: 413 images of too many pixels together; 422 too many, too long, or one that cannot be
+                answered, named by its place.
         """
         if len(values) > self.limits.texts:
             message = f"{param}: at most {self.limits.texts} a request"
@@ -76,6 +79,8 @@ class Reading:
         return asked
 
     def _read(self, values: Sequence[Any], param: str) -> list[Asked]:
+        if self._images:
+            self._check_pixels(values, param)
         asked = []
         for index, value in enumerate(values):
             try:
@@ -84,6 +89,25 @@ class Reading:
                 message = f"{_place(values, param, index)}: {error}"
                 raise RefusedError(422, "invalid_value", message, param) from None
         return asked
+
+    def _check_pixels(self, images: Sequence[bytes], param: str) -> None:
+        """Refuse, before any is decoded, images that together have too many pixels."""
+        total, most = sum(map(_num_pixels, images)), self.limits.image_pixels
+        if total > most:
+            message = (
+                f"{param}: {total:,} pixels together, and the images of a request may have {most:,}; send fewer at a "
+                "time, or scale them down before"
+            )
+            raise RefusedError(413, "too_many_pixels", message, param)
+
+
+def _num_pixels(image: bytes) -> int:
+    """By what the file says of itself; 0 of one that is refused by its place when it is read."""
+    try:
+        height, width, _ = read_header(image).size
+    except MalformedError:
+        return 0
+    return height * width
 
 
 def _place(values: Sequence[Any], param: str, index: int) -> str:

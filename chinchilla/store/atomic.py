@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chinchilla.config.errors import FaultError
+from chinchilla.config.errors import FaultError, UsageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -33,6 +33,20 @@ def failures_named(path: Path) -> Iterator[None]:
         raise kind(
             f"{where}: {error.strerror or error}; check the disk's free space and the folder's permissions"
         ) from error
+
+
+def require_place(option: str, path: Path | None, *endings: str) -> None:
+    """Refuse, before any work, a file that a user names where none can be written; None is none.
+
+    Raises:
+        UsageError: another ending than these, or its folder is not there; begins with the `option`.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in endings:
+        raise UsageError(f"{option} {path}: give a file that ends in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
 
 
 def sync_folder(path: Path) -> None:

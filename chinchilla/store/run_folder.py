@@ -63,7 +63,8 @@ class RunFolder:
         """
         folder = cls(path)
         if not path.is_dir():
-            raise UsageError(f"{path}: no such run folder{_known(path.parent)}")
+            what = "a file, not a run folder" if path.exists() else "no such run folder"
+            raise UsageError(f"{path}: {what}{_known(path.parent)}")
         missing = [file.name for file in (folder.run_toml, folder.plan_json) if not file.is_file()]
         if missing:
             raise UsageError(

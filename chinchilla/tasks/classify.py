@@ -1,4 +1,4 @@
-"""Putting examples in classes: cross-entropy at the class token; accuracy, F1, areas under curves, calibration."""
+"""Putting examples in classes: cross-entropy; accuracy, F1, areas under curves, calibration."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from chinchilla.config.errors import DataError
 from chinchilla.config.plan import TaskName
 from chinchilla.data.classes import Classes
 from chinchilla.models.transformer import Transformer
+from chinchilla.tasks.costs import cost_curve, cost_metrics
 from chinchilla.tasks.objective import token_objective
 from chinchilla.tasks.task import Batch, Loss, Objective, Sample, Score
 
@@ -39,7 +40,7 @@ class ClassCodec(Protocol):
 
 
 class Verdict(NamedTuple):
-    """An answer: the likeliest class, and the probability of each by name."""
+    """An answer: the class, and the probability of each by name."""
 
     label: str
     probabilities: dict[str, float]
@@ -52,7 +53,7 @@ class Classify:
         self.name: TaskName = name
 
     def loss(self, model: Transformer, batch: Batch, objective: Objective) -> Loss:
-        """See `token_objective`: the labels stand at the class tokens."""
+        """See `token_objective`: a label stands at the first position of its example."""
         return token_objective(model, batch, objective)
 
     def score(
@@ -62,7 +63,7 @@ class Classify:
         examples: Sequence[tuple[Any, ...]],
         on_progress: Callable[[float], None] = lambda done: None,
     ) -> Score:
-        """See `class_metrics`; `details` holds the confusion matrix and the calibration curve.
+        """See `class_metrics`; `details` holds the confusion matrix and the curves of calibration and of costs.
 
         Raises:
             DataError: there are no examples, or one of an unknown class.
@@ -75,17 +76,25 @@ class Classify:
             unknown = examples[int(np.argmax(truth < 0))][1]
             raise DataError(f"the test data has the class {unknown!r}, which the training data has not: leave it out")
         chances = probabilities(model, codec, [example[0] for example in examples], on_progress)
+        chosen = codec.classes.decide(chances)
         samples = (
-            Sample(*self.show(example), names[place])  # type: ignore[arg-type]
-            for example, place in zip(examples, chances.argmax(1), strict=True)
+            Sample(*self.show(example), names[place])  # type: ignore[arg-type]  # test examples have a class
+            for example, place in zip(examples, chosen, strict=True)
         )
-        details = {
+        details: dict[str, Any] = {
             "confusion": {
                 "classes": list(names),
-                "counts": measures.confusion_matrix(truth, chances.argmax(1), labels=range(len(names))).tolist(),
+                "counts": measures.confusion_matrix(truth, chosen, labels=range(len(names))).tolist(),
             },
             "calibration": calibration(truth, chances),
         }
+        if codec.classes.costs is not None:
+            is_positive, score = _positive(truth, chances, codec.classes)
+            details["costs"] = {
+                "positive": codec.classes.positive,
+                **codec.classes.costs.model_dump(),
+                "curve": cost_curve(is_positive, score, codec.classes.costs),
+            }
         return Score(class_metrics(truth, chances, codec.classes), tuple(samples), details)
 
     def question(self, example: tuple[Any, ...]) -> Any:
@@ -93,7 +102,7 @@ class Classify:
         return example[0]
 
     def reply(self, model: Transformer, codec: ClassCodec, question: Any) -> str:
-        """The likeliest class."""
+        """Its class."""
         return self.answer(model, codec, [question])[0].label
 
     def serve(self, model: Transformer, codec: ClassCodec, questions: Sequence[Any]) -> list[dict[str, Any]]:
@@ -106,11 +115,11 @@ class Classify:
         return (shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + "…"), example[1]
 
     def answer(self, model: Transformer, codec: ClassCodec, questions: Sequence[Any]) -> list[Verdict]:
-        """The likeliest class of each question, and how likely all are."""
-        names = codec.classes.names
+        """The class that each question is answered with (`Classes.decide`), and how likely all are."""
+        names, chances = codec.classes.names, probabilities(model, codec, questions)
         return [
-            Verdict(names[int(row.argmax())], dict(zip(names, row.tolist(), strict=True)))
-            for row in probabilities(model, codec, questions)
+            Verdict(names[place], dict(zip(names, row.tolist(), strict=True)))
+            for place, row in zip(codec.classes.decide(chances), chances, strict=True)
         ]
 
 
@@ -126,7 +135,7 @@ def probabilities(
     device = model.head.weight.device
     for places, inputs in codec.batches(questions):
         states = model.encode(inputs["source"].to(device), _segments(inputs, device))
-        found[places] = model.logits(states[:, 0].float()).double().softmax(1).cpu().numpy()
+        found[places] = model.logits(model.read_out(states)[:, 0].float()).double().softmax(1).cpu().numpy()
         done += len(places)
         on_progress(done / len(questions))
     return found
@@ -140,12 +149,13 @@ def _segments(inputs: Mapping[str, Tensor], device: torch.device) -> Tensor | No
 def class_metrics(truth: Ints, chances: Floats, classes: Classes) -> dict[str, float]:
     """Scores of probabilities (examples, classes) against classes (examples,), as scikit-learn reckons them.
 
-    `accuracy`; `macro_f1` over the classes there are; `log_loss` in nats; `calibration_error` (Guo 2017, 15 bins). Of
-    two classes, for the positive one: `roc_auc`, `pr_auc` (average precision), `ks` (the greatest distance of the two
-    score distributions), `brier`. Of more: `roc_auc` as the mean over one against the rest. What the test data
-    leaves undefined, having one class only, is not there.
+    `accuracy`; `macro_f1` over the classes there are, both of the answers (`Classes.decide`); `log_loss` in nats;
+    `calibration_error` (Guo 2017, 15 bins). Of two classes, for the positive one: `roc_auc`, `pr_auc` (average
+    precision), `ks` (the greatest distance of the two score distributions), `brier`; `cost_metrics` where errors have
+    costs. Of more: `roc_auc` as the mean over one against the rest. What the test data leaves undefined, having one
+    class only, is not there.
     """
-    chosen = chances.argmax(1)
+    chosen = classes.decide(chances)
     kept = np.clip(chances[np.arange(len(truth)), truth], 1e-15, 1.0)
     found = {
         "accuracy": float((chosen == truth).mean()),
@@ -154,11 +164,18 @@ def class_metrics(truth: Ints, chances: Floats, classes: Classes) -> dict[str, f
         "calibration_error": _calibration_error(truth, chances),
     }
     if len(classes.names) == 2:
-        positive = classes.number(classes.positive) if classes.positive else 1
-        return found | _binary(truth == positive, chances[:, positive])
+        is_positive, score = _positive(truth, chances, classes)
+        told = cost_metrics(is_positive, score, classes.costs) if classes.costs is not None else {}
+        return found | _binary(is_positive, score) | told
     if len(np.unique(truth)) == len(classes.names):
         found["roc_auc"] = float(measures.roc_auc_score(truth, chances, multi_class="ovr"))
     return found
+
+
+def _positive(truth: Ints, chances: Floats, classes: Classes) -> tuple[NDArray[np.bool_], Floats]:
+    """Which examples are of the positive class of two, and how likely each is (examples,)."""
+    positive = classes.number(classes.positive) if classes.positive else 1
+    return truth == positive, chances[:, positive]
 
 
 def _binary(truth: NDArray[np.bool_], score: Floats) -> dict[str, float]:

@@ -175,8 +175,8 @@ class Detect:
 
 def predict(model: Transformer, source: Tensor) -> tuple[Tensor, Tensor]:
     """Class logits (batch, patches, classes) and boxes (batch, patches, 4), both fp32."""
-    assert model.box_head is not None
-    states = model.encode(source)[:, 1:]
+    assert model.box_head is not None and model.shape.stem is not None
+    states = model.encode(source)[:, model.shape.stem.class_token :]
     return model.logits(states).float() + NOTHING, model.box_head(states)
 
 

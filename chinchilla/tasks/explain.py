@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chinchilla.config.errors import UsageError
+from chinchilla.data.picture_boxes import PictureBoxes
 from chinchilla.data.rows import did_you_mean
 from chinchilla.models.attention_maps import attention_maps, rollout
 from chinchilla.models.quantized import is_quantized
@@ -43,10 +44,9 @@ class Explanation:
     """What each part of an input has to do with a class.
 
     Log-odds are log p/(1 - p) in nats. `attribution` (parts,) should add up to `odds` - `baseline_odds`; `gap` is what
-    it comes short of that, with gradients at `steps` points. `attention` (parts,) are shares of what the class token
-    draws from them. `deletion` holds the class's probability as parts are removed, by the order of removal
-    ("attribution", "attention", and "random" as a mean), at the shares of parts in `removed`; `areas` are those under
-    the curves.
+    it comes short of that, with gradients at `steps` points. `attention` (parts,) are their shares in what the class is
+    read from. `deletion` holds the class's probability as parts are removed, by the order of removal ("attribution",
+    "attention", and "random" as a mean), at the shares of parts in `removed`; `areas` are those under the curves.
     """
 
     label: str
@@ -65,7 +65,7 @@ class Explanation:
 
 
 def explain(model: Transformer, codec: Any, question: Any, label: str | None = None) -> Explanation:
-    """Explain what a classifier makes of a question that its codec has read; `label` is the likeliest class if None.
+    """Explain what a classifier makes of a question that its codec has read; `label` is the answered class if None.
 
     Raises:
         UsageError: see `check`.
@@ -74,7 +74,7 @@ def explain(model: Transformer, codec: Any, question: Any, label: str | None = N
     subject = make_subject(model, codec, question)
     chances = _chances(subject, subject.given)[0]
     names = codec.classes.names
-    target = int(chances.argmax()) if label is None else codec.classes.number(label)
+    target = int(codec.classes.decide(chances[None])[0]) if label is None else codec.classes.number(label)
     with torch.no_grad():
         ends = torch.cat([subject.given, subject.baseline])
         odds, baseline_odds = log_odds(subject.logits(ends).double(), target).tolist()
@@ -108,7 +108,7 @@ def check(model: Transformer, codec: Any, label: str | None) -> None:
     Raises:
         UsageError: no classifier, an int8 model, or an unknown class.
     """
-    if not isinstance(codec, Explained):
+    if not isinstance(codec, Explained) or isinstance(codec, PictureBoxes):
         raise UsageError("only models that put texts, images or rows of tables in classes can be explained")
     if is_quantized(model):
         raise UsageError("an int8 model has no gradients to explain it by; explain the run that it was made from")
@@ -140,8 +140,8 @@ def integrated_gradients(subject: Subject, target: int, steps: int) -> Floats:
 
 
 def class_attention(model: Transformer, subject: Subject) -> Floats:
-    """Shares (parts,) of what the class token draws from the parts, by attention rollout."""
-    drawn = rollout(attention_maps(model, subject.source))[0, 0]
+    """Shares (parts,) of what the class is read from that come from the parts, by attention rollout."""
+    drawn = model.read_out(rollout(attention_maps(model, subject.source)))[0, 0]
     shares = _by_part(drawn.double(), subject.seen, len(subject.parts))
     return shares / shares.sum()
 

@@ -34,10 +34,11 @@ def token_objective(model: Transformer, batch: Batch, objective: Objective) -> L
 def _labels_loss(model: Transformer, hidden: Tensor, batch: Batch, objective: Objective) -> Loss:
     """Cross-entropy of `labels`, each counting for what its class weighs, or for how far off it is (focal loss)."""
     smoothing, weights = objective.label_smoothing, objective.class_weights
+    labels = batch["labels"][:, : hidden.shape[1]]  # an image's stands first, whatever it is read from
     if not weights and not objective.focal_gamma:
-        return Loss(*model.head.loss(hidden, batch["labels"], smoothing))
+        return Loss(*model.head.loss(hidden, labels, smoothing))
     on_device = torch.tensor(weights, device=hidden.device) if weights else None
-    return Loss(*model.head.loss(hidden, batch["labels"], smoothing, on_device, objective.focal_gamma))
+    return Loss(*model.head.loss(hidden, labels, smoothing, on_device, objective.focal_gamma))
 
 
 def _noised(ids: Tensor | None, objective: Objective, model: Transformer) -> tuple[Tensor | None, Tensor | None]:

@@ -103,11 +103,11 @@ def _picture(model: Transformer, codec: PictureClasses, question: Any) -> Subjec
     rows, columns = stem.height // stem.patch, stem.width // stem.patch
     patches = torch.arange(rows * columns, device=source.device)
     place = patches.view(1, rows, columns).repeat_interleave(stem.patch, 1).repeat_interleave(stem.patch, 2)
-    seen = torch.cat([patches.new_tensor([len(patches)]), patches])
+    seen = torch.cat([patches.new_tensor([len(patches)] * stem.class_token), patches])
     parts = tuple(Part(f"{row}, {column}") for row in range(rows) for column in range(columns))
 
     def logits(x: Tensor) -> Tensor:
-        return model.logits(model.encode(x)[:, 0])
+        return model.logits(model.read_out(model.encode(x))[:, 0])
 
     about = "every pixel of the training data's mean colour"
     return Subject(source, source, torch.zeros_like(source), place, seen, parts, logits, about)

@@ -18,8 +18,8 @@ PARTS = 5
 class ProbeResult:
     """`curve` is (tokens seen, mean loss there) in nats a token; `parts` the steps and seconds of each stretch of it.
 
-    The first step is in none of them: it sets things up. `grown_bytes` is the most memory in use beyond what was in use
-    before, which the first probe's optimizer state is part of.
+    The first step is in none of them: it sets things up. `working_bytes` is the most memory in use beyond what stays in
+    use after it: a process's first steps also set up what every later one finds there, and the optimizer's state.
     """
 
     curve: tuple[tuple[float, float], ...]
@@ -27,7 +27,7 @@ class ProbeResult:
     tokens: int
     steps: int
     time_s: float
-    grown_bytes: int
+    working_bytes: int
 
     @property
     def step_time_s(self) -> float:
@@ -39,7 +39,6 @@ def probe(trainer: Trainer, time_s: float) -> ProbeResult:
     """Train for about `time_s` seconds, at least a few steps. Nothing is written."""
     release_freed_memory()
     reset_peak(trainer.device)
-    before = used_bytes(trainer.device)
     started = time.perf_counter()
     losses: list[tuple[float, float]] = []
     times: list[float] = []
@@ -48,6 +47,8 @@ def probe(trainer: Trainer, time_s: float) -> ProbeResult:
         times.append(time.perf_counter() - started)
         if len(losses) >= LEAST_STEPS and times[-1] >= time_s:
             break
+    most = peak_bytes(trainer.device)
+    release_freed_memory()
     each = [later - earlier for earlier, later in itertools.pairwise(times)]
     return ProbeResult(
         curve=_thinned(losses),
@@ -55,7 +56,7 @@ def probe(trainer: Trainer, time_s: float) -> ProbeResult:
         tokens=trainer.progress.tokens,
         steps=len(losses),
         time_s=times[-1],
-        grown_bytes=peak_bytes(trainer.device) - before,
+        working_bytes=max(0, most - used_bytes(trainer.device)),
     )
 
 

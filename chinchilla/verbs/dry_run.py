@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from chinchilla.verbs.plan import known_law, known_tariff
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
 from chinchilla.verbs.train import disk_bytes, with_tokenizer
+from chinchilla.verbs.transfer import check_start
 
 Tell = Callable[[str], None]
 
@@ -42,6 +44,25 @@ class Look:
             f"{num_params(self.least):,} parameters at least",
         ]
 
+    def as_json(self) -> dict[str, Any]:
+        """It as `--json` prints it; `unique_tokens` counts what `labels` names."""
+        facts = self.prepared.facts
+        return {
+            "examples": facts.num_examples,
+            "unique_tokens": facts.unique_tokens,
+            "labels": facts.labels,
+            "row_len": self.prepared.row_len,
+            "least_params": num_params(self.least),
+        }
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What is left of a run: from `step`, which a checkpoint holds (0: from the start), to `steps`."""
+
+    step: int
+    steps: int
+
 
 def look(run: Run, law: Path | None = None, tell: Tell = lambda text: None) -> Look:
     """Check what `plan` would take: cluster, budget, law, what the run starts from, its adapter, all data, the limits.
@@ -52,6 +73,7 @@ def look(run: Run, law: Path | None = None, tell: Tell = lambda text: None) -> L
         DataError, UsageError, BudgetError: as `plan`.
     """
     layouts.read(run)
+    check_start(run)
     if run.budget.energy is None:
         cost.in_time(run.budget, known_tariff(run, None))
     own = None if law is None else known_law(run, law)
@@ -80,7 +102,7 @@ def look_before_training(run: Run, tell: Tell = lambda text: None) -> Look:
     return found
 
 
-def look_before_resuming(path: Path, tell: Tell = lambda text: None) -> str:
+def look_before_resuming(path: Path, tell: Tell = lambda text: None) -> Rest:
     """Check what `train --resume` would take: the run, that nobody is at work in it, its data and checkpoints.
 
     Raises:
@@ -95,8 +117,7 @@ def look_before_resuming(path: Path, tell: Tell = lambda text: None) -> str:
         prepare(with_tokenizer(folder, loaded), tell)
         saved = checkpoint.latest(folder.checkpoints, lambda where, why: tell(f"{where} is damaged ({why})"))
     # A run that meets the clock plans its steps anew; the checkpoint has the number that stands.
-    step, steps = (saved.step, saved.state["steps"]) if saved else (0, made.training.steps)
-    return f"would go on from step {step:,} of {steps:,}"
+    return Rest(saved.step, saved.state["steps"]) if saved else Rest(0, made.training.steps)
 
 
 def _least_shape(prepared: Prepared) -> Shape:
@@ -105,7 +126,7 @@ def _least_shape(prepared: Prepared) -> Shape:
     held_to = bounds(facts.request, None, run.limits.model_copy(update={"latency": None}))
     if prepared.start is None:
         return search.smallest(facts, run.model, held_to)
-    shape = prepared.start.shape_for(facts)
+    shape = prepared.start.shape_for(facts, run.model)
     prepared.start.require_within(shape, held_to)
     with torch.device("meta"):
         prepared.new_model(shape, 0.0)

@@ -52,13 +52,23 @@ def open_exam(path: Path, on_progress: Callable[[float], None] = lambda done: No
         UsageError: not a run folder.
         DataError: its test data is no longer there.
     """
+    return sit_exam(path, on_progress)[0]
+
+
+def sit_exam(path: Path, on_progress: Callable[[float], None] = lambda done: None) -> tuple[RunExam, Transformer]:
+    """The exam of the run at `path`, and the run's model to take it.
+
+    Raises:
+        UsageError, DataError: as `open_exam`.
+    """
     folder = RunFolder.open(path)
     run = folder.read_run().run
     torch.set_num_threads(folder.read_plan().training.threads)
     model = load(path, run)
-    return RunExam(model.task, model.codec, test_examples(run), on_progress)
+    return RunExam(model.task, model.codec, test_examples(run), on_progress), model.model
 
 
 def evaluate(path: Path, on_progress: Callable[[float], None] = lambda done: None) -> Score:
     """Score the run at `path` on its test data."""
-    return open_exam(path, on_progress).score(load(path).model)
+    exam, model = sit_exam(path, on_progress)
+    return exam.score(model)

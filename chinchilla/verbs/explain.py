@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from chinchilla.config.errors import UsageError
 from chinchilla.models.generate import Sampling
 from chinchilla.reporting.explanation import explanation_page
-from chinchilla.store.atomic import write_text
+from chinchilla.store.atomic import require_place, write_text
 from chinchilla.tasks import explain as task
 from chinchilla.tasks.explain import Explanation
 from chinchilla.verbs.load import load
@@ -27,14 +26,15 @@ class Explained(NamedTuple):
 def explain(path: Path, words: str, label: str | None = None, out: Path | None = None) -> Explained:
     """Explain what a classifier makes of a text, an image (its path) or a row (JSON), and write the page.
 
-    `label` is the class to explain, the likeliest if None; `out` the page, beside the model if None.
+    `label` is the class to explain, the one that is answered if None; `out` the page, beside the model if None.
 
     Raises:
         UsageError: no classifier, an int8 model, an unknown class, or no folder to write to.
         DataError: the input cannot be read.
         FaultError: the page cannot be written.
     """
-    page = _page(path, out)
+    page = out or path / PAGE
+    require_place("explain" if out is None else "--out", page, ".html")
     model = load(path)
     task.check(model.model, model.codec, label)
     question = read_words(model, words, Sampling(1), "input")
@@ -42,15 +42,6 @@ def explain(path: Path, words: str, label: str | None = None, out: Path | None =
     pixels = question if isinstance(question, np.ndarray) else None
     write_text(page, explanation_page(model.card.name, model.card.task, found, pixels))
     return Explained(found, page)
-
-
-def _page(path: Path, out: Path | None) -> Path:
-    page = out or path / PAGE
-    if page.suffix.lower() != ".html":
-        raise UsageError(f"--out {page}: give a file that ends in .html")
-    if not page.parent.is_dir():
-        raise UsageError(f"{page}: there is no folder {page.parent}")
-    return page
 
 
 def as_json(explained: Explained) -> dict[str, Any]:

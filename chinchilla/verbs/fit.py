@@ -15,7 +15,7 @@ from chinchilla.planning.identify import Identification, Study, Without, study
 from chinchilla.planning.isoflop import Allocation, envelope, isoflop
 from chinchilla.planning.own_law import fitted_law
 from chinchilla.planning.runs import Runs, read_columns, read_runs
-from chinchilla.store.atomic import write_text
+from chinchilla.store.atomic import require_place, write_text
 
 
 def fit(path: Path, approach: int = 3, bootstraps: int = 1000) -> Study | Allocation:
@@ -61,14 +61,9 @@ def check_out(out: Path | None, approach: int) -> None:
     Raises:
         UsageError: another approach than 3, another ending than .json, or no such folder.
     """
-    if out is None:
-        return
-    if approach != 3:
+    if out is not None and approach != 3:
         raise UsageError(f"--out keeps a law of the loss, and approach {approach} finds none: leave --approach at 3")
-    if out.suffix.lower() != ".json":
-        raise UsageError(f"--out {out}: give a file that ends in .json")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent}")
+    require_place("--out", out, ".json")
 
 
 def keep(found: Study | Allocation, out: Path) -> None:

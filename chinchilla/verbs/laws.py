@@ -18,11 +18,10 @@ from chinchilla.planning.laws import (
     REFUSED,
     TRANSFER_SPREAD,
     ChinchillaLaw,
-    law_loss,
     require_offered,
 )
 from chinchilla.planning.overtrain import OVERTRAIN_LAWS, OverTrainLaw
-from chinchilla.planning.repeat import MUENNIGHOFF
+from chinchilla.planning.repeat import MUENNIGHOFF, law_loss
 
 BUDGETS = (1e17, 1e19, 1e21, 1e23)
 """FLOPs that a law is asked about: below, inside and above the published ranges."""

@@ -68,7 +68,7 @@ def make_step(case: Case, threads: int, clock: Callable[[], float]) -> Step:
     def timed_update(scale: float) -> None:
         spent_s[0] = _seconds(lambda: update(scale), clock)
 
-    trainer.optimizer.step = timed_update  # type: ignore[method-assign]
+    trainer.optimizer.step = timed_update  # type: ignore[method-assign]  # of this one optimizer
     steps = trainer.steps()
 
     def take() -> Taken:

@@ -1,4 +1,4 @@
-"""The data of image classification: images of one size, cut into patches, each with its class at the class token."""
+"""The data of image classification: images of one size, cut into patches, each with its class."""
 
 import logging
 from collections import Counter
@@ -67,7 +67,7 @@ def _prepare(run: Run, split: ImageSplit[Pictures], task: Task, test: tuple[Any,
     pictures = split.train
     labels = (pictures.classes[label] for part in (split.train, split.valid, split.test) for label in part.labels)
     classes = make_classes(Counter(labels), run.data)
-    stem = ImageStem(**pictures.size._asdict(), patch=_patch(run, pictures.size))
+    stem = ImageStem(**pictures.size._asdict(), patch=_patch(run, pictures.size), pooled=True)
     codec = PictureClasses(classes, pictures.size, colours_of(pictures))
     tell(f"{len(classes.names)} classes; images of {stem.height} x {stem.width} in patches of {stem.patch}")
 

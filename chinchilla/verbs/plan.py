@@ -26,6 +26,7 @@ from chinchilla.planning.hparams import Advice
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.own_law import OwnLaw, read_law
+from chinchilla.planning.repeat import MEASURED_EPOCHS
 from chinchilla.planning.rows import rows_of
 from chinchilla.planning.search import Facts
 from chinchilla.planning.traffic import step_traffic, token_bytes, told_step
@@ -34,7 +35,16 @@ from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs import layouts
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.probes import PEAK_SHARE, Choice, choose, law_advice, room_for
+from chinchilla.verbs.probes import (
+    CHECKPOINT_SHARE,
+    EVAL_SHARE,
+    PEAK_SHARE,
+    Choice,
+    choose,
+    law_advice,
+    room_for,
+)
+from chinchilla.verbs.transfer import check_start
 from chinchilla.verbs.weighed import with_choice
 
 log = logging.getLogger("chinchilla")
@@ -82,15 +92,14 @@ class _Pauses:
     checkpoint_s: float
 
 
+MEMORY_SPREAD = 0.05
+"""Of a peak that a probe has shown: of 60 runs eight in ten lay within 4 % (docs/planning-audit.md)."""
+
 NEW_PLAN_ABOVE = 0.1
-"""Share of the time left by which the rest of the steps must miss it to be planned anew during training."""
+"""Share of the time left that the rest of the steps may leave over before they are planned anew during training."""
 
 COUNTED_SPREAD = 0.01
 """Relative spread of what a number of steps sees: batches are filled a little unevenly."""
-
-EVAL_SHARE = 0.03
-CHECKPOINT_SHARE = 0.02
-"""Shares of the time that validations and checkpoints may take."""
 
 WRITE_BYTES_PER_S = 2e8
 """What a checkpoint's writing, hashing and reading back run at: done aside, but on the processors that train."""
@@ -107,8 +116,9 @@ def plan(run: Run, tell: Tell = lambda text: None, law: Path | None = None) -> t
     """
     begun = time.perf_counter()
     cluster = layouts.read(run)
-    run, reckoned = timed(run, tell)
     own = None if law is None else known_law(run, law)
+    check_start(run)
+    run, reckoned = timed(run, tell)
     prepared = prepare(run, tell)
     if law is not None and own is not None:
         own = own.for_data(prepared.facts, law)
@@ -185,8 +195,8 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     """The settings that do not depend on the shape; steps and intervals are filled in at the end."""
     fixed = run.train
     flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
-    sparsity = prepared.facts.sparsity
-    epochs = flops / sparsity / (6 * search.typical_params(flops, sparsity)) / prepared.facts.unique_tokens
+    sparsity, unique = prepared.facts.sparsity, prepared.facts.unique_tokens
+    epochs = flops / sparsity / (6 * search.typical_params(flops, sparsity, unique)) / unique
     advice = law_advice(run, prepared, machine, flops)
     batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else _batch_labels(prepared.facts))
     optimizer = fixed.optimizer or ("muon" if run.adapter is None else "adamw")
@@ -319,7 +329,7 @@ def _memory(choice: Choice, machine: Machine) -> Estimate:
     """What the process holds now, and what training takes beside it."""
     needs = used_bytes(torch.device(machine.device)) + choice.needs_bytes
     if choice.probes:
-        return Estimate.around(needs, 0.1, "bytes", "measured")
+        return Estimate.around(needs, MEMORY_SPREAD, "bytes", "measured")
     return Estimate.around(needs, 0.3, "bytes", "guess")
 
 
@@ -350,7 +360,7 @@ def _course(
 ) -> tuple[Estimate, Estimate]:
     """What is seen, and how long it takes. A clock that is set leaves the tokens open; else it is the other way round.
 
-    A run that the clock bounds plans its steps anew where they would miss it by more than `NEW_PLAN_ABOVE`.
+    A run that the clock bounds plans its steps anew where they would exceed it, or fall short by `NEW_PLAN_ABOVE`.
     """
     if clock_s is None:
         return Estimate.around(tokens, COUNTED_SPREAD, unit, "measured"), train_time_s
@@ -455,7 +465,7 @@ def _patches(shape: Shape) -> list[tuple[str, str, str, str]]:
     if not isinstance(shape.stem, ImageStem):
         return []
     stem = shape.stem
-    value = f"{stem.num_positions - 1} of {stem.patch} x {stem.patch} pixels"
+    value = f"{stem.num_patches} of {stem.patch} x {stem.patch} pixels"
     return [
         (
             "patches",
@@ -481,7 +491,9 @@ def _decisions(
     facts, shape = prepared.facts, choice.shape
     layers = "+".join(str(number) for number in (shape.num_encoder_layers, shape.num_decoder_layers) if number)
     rates = ", ".join(f"{name} {machine.flops_per_s(name) / 1e9:.0f}" for name in ("bf16", "fp32"))
-    epochs = f"{tokens / facts.unique_tokens:.3g} epochs of {show_count(facts.unique_tokens)}"
+    epochs = f"{show_count(tokens / facts.unique_tokens)} epochs of {show_count(facts.unique_tokens)}"
+    if choice.law is None and tokens > MEASURED_EPOCHS.high * facts.unique_tokens:
+        epochs += f"; what repeats teach was measured up to {MEASURED_EPOCHS.high:g}, with texts"
     alike = "examples packed in rows" if facts.packed else "rows without padding"
     replays = 1 if run.attack is None else run.attack.replays
     again = f", each for {replays} steps in a row" if replays > 1 else ""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from chinchilla.config.errors import UsageError
 from chinchilla.config.plan import Plan
 from chinchilla.config.units import show_count
 from chinchilla.planning.identify import Study
@@ -16,20 +15,6 @@ from chinchilla.reporting.plan_plots import plan_charts
 from chinchilla.reporting.scales import stacked
 from chinchilla.reporting.tables import shape_name
 from chinchilla.store.atomic import write_text
-
-
-def check(path: Path | None, *kinds: str) -> None:
-    """Refuse, before any work, a file that nothing can be drawn into.
-
-    Raises:
-        UsageError: its name has another ending than `kinds`, or its folder is not there.
-    """
-    if path is None:
-        return
-    if path.suffix.lower() not in kinds:
-        raise UsageError(f"--plot {path}: give a file that ends in {' or '.join(kinds)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}")
 
 
 def draw_fit(found: Study | Allocation, path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from chinchilla.config.errors import UsageError
-from chinchilla.config.plan import PACKED, TaskName
+from chinchilla.config.plan import PACKED, STEMMED, TaskName
 from chinchilla.config.run import Run
 from chinchilla.tasks.attack import hardened
 from chinchilla.tasks.task import Task
@@ -53,12 +53,15 @@ def prepare(run: Run, tell: Tell = lambda text: None) -> Prepared:
 
     Raises:
         DataError: data that cannot be used; file, row and mend are named.
-        UsageError: a tokenizer file that cannot be used; weights of a class that is none.
+        UsageError: a tokenizer file that cannot be used; weights of a class that is none; attention or a row length
+            that the task does not have.
     """
     if run.model.attention == "block" and run.task in PACKED:
         raise UsageError(
             f"model.attention: block takes one text a row, and {run.task} packs several; use full or gated"
         )
+    if run.model.max_len is not None and run.task in STEMMED:
+        raise UsageError(f"model.max_len: {run.task} has a position a column or a patch; leave it out")
     kind = kind_of(run.task)
     start = read_start(run.model.start) if run.model.start is not None else None
     tell("reading data")

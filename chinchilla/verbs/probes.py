@@ -16,16 +16,20 @@ from chinchilla.config.plan import Probe, Training
 from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
+from chinchilla.models.transformer import Transformer
 from chinchilla.planning import count, front, halving, search
 from chinchilla.planning.bounds import bounds
+from chinchilla.planning.by_law import law_holds, law_plan, sizes_beside
+from chinchilla.planning.deadline import Deadline
 from chinchilla.planning.design import Big, best_shape
 from chinchilla.planning.hparams import Advice
 from chinchilla.planning.latency import AnswerTime, Request, answer_time
-from chinchilla.planning.laws import BESIROGLU, ChinchillaLaw, law_loss
+from chinchilla.planning.laws import BESIROGLU, ChinchillaLaw
 from chinchilla.planning.machine import compile_time, step_time
 from chinchilla.planning.memory import State, state
 from chinchilla.planning.own_law import OwnLaw
 from chinchilla.planning.pace import Window, pace, spread
+from chinchilla.planning.repeat import law_loss
 from chinchilla.planning.room import Room
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.training.monitor import Silent
@@ -43,6 +47,10 @@ PEAK_SHARE = 0.1
 
 PROBE_SHARE = 0.08
 """Share of a time budget that probe runs may take."""
+
+EVAL_SHARE = 0.03
+CHECKPOINT_SHARE = 0.02
+"""Shares of the time that validations and checkpoints may take."""
 
 LEAST_PROBE_S = 6.0
 """A shorter first probe does not get past the warm-up: fewer candidates are tried instead."""
@@ -132,33 +140,71 @@ def choose(
 ) -> Choice:
     """The shape to train for `time_s` seconds; `process_bytes` is what the process holds before.
 
-    A law of the user's own decides at any budget; its choice is only timed.
+    A law of the user's own decides at any budget; its choice is only timed. Where fixed steps of what was chosen turn
+    out not to fit the time, what is left is chosen among at the pace that was measured.
 
     Raises:
-        BudgetError: no shape fits the limits.
+        BudgetError: no shape fits the limits, or the fixed steps of none fit the time.
     """
-    if prepared.start is not None:
-        return _by_start(prepared.start, prepared, machine, draft, time_s, process_bytes, tell)
-    flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(draft.precision)
-    if own is None and search.law_holds(flops):
-        return _by_law(flops, run, prepared, machine, draft, process_bytes)
     room = room_for(run, prepared, machine, draft, process_bytes)
-    shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room)
+    steps_s = time_s * (1 - EVAL_SHARE - CHECKPOINT_SHARE) - probe_time(time_s)
+    deadline = deadline_for(run, room, machine, steps_s)
+    choice = _chosen(prepared, machine, draft, time_s, room, deadline, tell, own)
+    while deadline is not None and deadline.missed(choice.step_time.p50):
+        deadline = deadline.at(choice.shape, choice.step_time.p50)
+        choice = _chosen(prepared, machine, draft, time_s, room, deadline, tell, own)
+    return choice
+
+
+def probe_time(time_s: float) -> float:
+    """Seconds of a time budget that probe runs may take."""
+    return min(PROBE_SHARE * time_s, MOST_PROBE_S)
+
+
+def deadline_for(run: Run, room: Room, machine: Machine, time_s: float) -> Deadline | None:
+    """The `time_s` seconds that steps may take, where the recipe fixes both steps and time."""
+    if run.train.steps is None or run.budget.time is None:
+        return None
+    return Deadline(run.train.steps, time_s, machine, room)
+
+
+def _chosen(
+    prepared: Prepared,
+    machine: Machine,
+    draft: Training,
+    time_s: float,
+    room: Room,
+    deadline: Deadline | None,
+    tell: Callable[[str], None],
+    own: OwnLaw | None,
+) -> Choice:
+    """The shape to train; of several in reach one is timed only, where a `deadline` has been missed before."""
+    run = prepared.run
+    if prepared.start is not None:
+        return _by_start(prepared.start, prepared, machine, draft, time_s, room, deadline, tell)
+    flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(draft.precision)
+    if own is None and law_holds(flops, prepared.facts.unique_tokens):
+        return _by_law(flops, prepared, machine, draft, room, deadline)
+    shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room, deadline)
     shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
-    probe_s = min(PROBE_SHARE * time_s, MOST_PROBE_S)
-    most = _affordable(probe_s) if run.train.probes else 1
+    probe_s = probe_time(time_s)
+    first = deadline is None or deadline.pace == 1
+    most = _affordable(probe_s) if run.train.probes and first else 1
     bought = within_reach(shapes, prepared, machine, draft, time_s)
+    if deadline is not None:
+        bought = [(shape, deadline.tokens) for shape in shapes]
     advised = None if own is None else best_shape(own, bought)
     fitting = len(shapes)
-    wanted = search.typical_params(flops, prepared.facts.sparsity)
+    wanted = search.typical_params(flops, prepared.facts.sparsity, prepared.facts.unique_tokens)
     shapes = [advised.shape] if advised else search.near(shapes, wanted, most)
     drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))}) for shape in shapes}
-    choice = _by_probes(drafts, probe_s, prepared, machine, time_s, room, tell)
+    choice = _by_probes(drafts, probe_s, prepared, machine, time_s, deadline, tell)
     if advised is None and len(shapes) == 1 < fitting:
         reason = (
             f"of {fitting} shapes the nearest to the rule of thumb's size, compared with none; timed in a short probe"
         )
-        return replace(choice, reason=reason)
+        held = f"; each gets through {deadline.steps:,} steps in time" if deadline is not None else ""
+        return replace(choice, reason=reason + held)
     if own is None or advised is None:
         return choice
     sizes = f"{show_count(advised.num_params.p10)} to {show_count(advised.num_params.p90)}"
@@ -173,19 +219,21 @@ def _by_start(
     machine: Machine,
     draft: Training,
     time_s: float,
-    process_bytes: int,
+    room: Room,
+    deadline: Deadline | None,
     tell: Callable[[str], None],
 ) -> Choice:
     """The shape of the model to start from, which is only timed.
 
     Raises:
-        BudgetError: it does not fit the limits or the memory.
+        BudgetError: it does not fit the limits or the memory, or its fixed steps the time.
     """
-    shape, run = start.shape_for(prepared.facts), prepared.run
-    room = room_for(run, prepared, machine, draft, process_bytes)
-    start.require_within(shape, bounds(prepared.facts.request, machine, run.limits, room))
+    run = prepared.run
+    shape = start.shape_for(prepared.facts, run.model)
+    shape = shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0})
+    start.require_within(shape, bounds(prepared.facts.request, machine, run.limits, room, deadline))
     drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))})}
-    choice = _by_probes(drafts, min(PROBE_SHARE * time_s, MOST_PROBE_S), prepared, machine, time_s, room, tell)
+    choice = _by_probes(drafts, probe_time(time_s), prepared, machine, time_s, deadline, tell)
     return replace(choice, reason=f"as {start.path}, of which it takes {told(start, shape)}; timed in a short probe")
 
 
@@ -233,18 +281,18 @@ def room_for(run: Run, prepared: Prepared, machine: Machine, draft: Training, pr
 
 
 def law_advice(run: Run, prepared: Prepared, machine: Machine, flops: float) -> Advice | None:
-    """Learning rate and batch by the Step Law, where the budget is one that a law holds for."""
-    if not search.law_holds(flops):
+    """Learning rate and batch by the Step Law, where budget and data are such that a law holds."""
+    if not law_holds(flops, prepared.facts.unique_tokens):
         return None
-    return search.law_plan(flops, prepared.facts, run.model, run.limits, machine=machine).advice
+    return law_plan(flops, prepared.facts, run.model, run.limits, machine=machine).advice
 
 
 def _by_law(
-    flops: float, run: Run, prepared: Prepared, machine: Machine, draft: Training, process_bytes: int
+    flops: float, prepared: Prepared, machine: Machine, draft: Training, room: Room, deadline: Deadline | None
 ) -> Choice:
-    found = search.law_plan(flops, prepared.facts, run.model, run.limits, machine=machine)
+    run = prepared.run
+    found = law_plan(flops, prepared.facts, run.model, run.limits, machine=machine, deadline=deadline)
     batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
-    room = room_for(run, prepared, machine, draft, process_bytes)
     way = room.way(found.shape)
     if way is None:
         error = search.too_little(found.shape, run.limits, room)
@@ -274,7 +322,7 @@ def _by_law(
             BESIROGLU,
             flops,
             prepared.facts.unique_tokens,
-            search.sizes_beside(found.shape, prepared.facts, run.model, run.limits, machine),
+            sizes_beside(found.shape, prepared.facts, run.model, run.limits, machine),
             found.shape,
             known=run.task == "generate",
         ),
@@ -293,10 +341,10 @@ def _by_probes(
     prepared: Prepared,
     machine: Machine,
     time_s: float,
-    room: Room,
+    deadline: Deadline | None,
     tell: Callable[[str], None],
 ) -> Choice:
-    """Successive halving over the shapes; a single shape is only timed."""
+    """Successive halving over the shapes, as far as their fixed steps fit the time; a single shape is only timed."""
     everyone = alive = [_candidate(shape, prepared, draft, machine) for shape, draft in drafts.items()]
     seen: list[Probe] = []
     rounds = halving.rounds(len(alive), probe_s) or (halving.Round(1, min(probe_s, LEAST_PROBE_S), 1),)
@@ -307,7 +355,7 @@ def _by_probes(
         windows = [window for candidate in everyone for window in candidate.windows]
         results = [_record(candidate, prepared, time_s, pace(windows)) for candidate in alive]
         seen += results
-        kept = halving.survivors(results, stage.keep)
+        kept = halving.survivors(_timely(alive, results, pace(windows), deadline), stage.keep)
         alive = [candidate for result in kept for candidate in alive if candidate.shape == result.shape]
     best = alive[0]
     compiled, compile_reason = _compiled(best, prepared, machine, time_s, tell)
@@ -315,9 +363,9 @@ def _by_probes(
     begun = time.perf_counter()
     valid_loss = best.trainer.valid_loss()
     eval_time_s = time.perf_counter() - begun
-    answer = timed_answer(best.shape, prepared.facts.request, torch.device(machine.device))
     for candidate in everyone:
         candidate.trainer.workers.close()
+    answer = timed_answer(Transformer(best.shape).to(torch.device(machine.device)).eval(), prepared.facts.request)
     return Choice(
         shape=best.shape,
         compile=compiled is not None or best.trainer.training.compile,
@@ -336,6 +384,15 @@ def _by_probes(
         answer=answer,
         rivals=front.by_probes(seen, best.shape),
     )
+
+
+def _timely(alive: list[_Candidate], results: list[Probe], pace_now: float, deadline: Deadline | None) -> list[Probe]:
+    """The results of those whose fixed steps fit the time, else of the quickest alone."""
+    if deadline is None:
+        return results
+    step_s = [pace_now * candidate.roofline_s for candidate in alive]
+    fitting = [result for result, each_s in zip(results, step_s, strict=True) if not deadline.missed(each_s)]
+    return fitting or [results[step_s.index(min(step_s))]]
 
 
 def _compiled(
@@ -385,9 +442,8 @@ def _candidate(shape: Shape, prepared: Prepared, draft: Training, machine: Machi
 
 
 def _run_probe(candidate: _Candidate, time_s: float) -> None:
-    fresh = candidate.trainer.progress.step == 0
     result = probe(candidate.trainer, time_s)
-    candidate.working_bytes = max(0, result.grown_bytes - (candidate.state.optimizer if fresh else 0))
+    candidate.working_bytes = result.working_bytes
     candidate.curve += result.curve
     candidate.windows += [Window(steps, part_s, candidate.roofline_s) for steps, part_s in result.parts]
     candidate.latest_step_s = result.step_time_s
@@ -404,8 +460,8 @@ def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: 
     """What a probe has shown. The tokens that it would reach are at the pace of all: slow moments are no one's own."""
     unique = prepared.facts.unique_tokens
     tokens = candidate.curve[-1][0]
-    steps = candidate.trainer.progress.step
-    reach = candidate.trainer.progress.tokens / steps * time_s / (pace_now * candidate.roofline_s)
+    ahead = prepared.run.train.steps or time_s / (pace_now * candidate.roofline_s)
+    reach = candidate.trainer.progress.tokens / candidate.trainer.progress.step * ahead
     num_params = count.num_params(candidate.shape)
     prior = halving.prior_of(prepared.facts.task)
     predicted = halving.predict_loss(candidate.curve, num_params, max(reach, tokens), unique, prior)
@@ -429,5 +485,5 @@ def _name(shape: Shape) -> str:
 
 def _reason(probes: list[Probe], num_shapes: int) -> str:
     if num_shapes == 1:
-        return "the one shape that fits; timed in a short probe"
+        return "the one shape that fits and comes nearest to one token a parameter or one epoch; timed in a short probe"
     return f"best predicted loss of {num_shapes} shapes in {len(probes)} probe runs (no law holds at this scale)"

@@ -19,8 +19,7 @@ from chinchilla.models.transformer import Transformer
 from chinchilla.tasks.attack import box_of, disturbance, disturbed
 from chinchilla.tasks.classify import Classify, probabilities
 from chinchilla.tasks.task import Objective
-from chinchilla.verbs.exam import RunExam, open_exam
-from chinchilla.verbs.load import load
+from chinchilla.verbs.exam import RunExam, sit_exam
 
 KINDS = (*get_args(AttackKind), *TEXTS, *IMAGES)
 EPS = {TextClasses: (0.01, 0.03, 0.1), PictureClasses: (2 / 255, 4 / 255, 8 / 255, 16 / 255)}
@@ -48,12 +47,12 @@ def robustness(
     Raises:
         UsageError: no classifier; or a disturbance or a strength that its inputs do not have.
     """
-    exam, model = open_exam(path), load(path).model
+    exam, model = sit_exam(path)
     if not isinstance(exam.task, Classify):
         raise UsageError(f"{path}: is a model for {exam.task.name}; disturbances are scored for classifiers")
     questions = exam.questions
     truth = np.array([exam.codec.classes.number(exam.show(index)[1] or "") for index in range(len(questions))])
-    found = [Strength(0.0, _accuracy(probabilities(model, exam.codec, questions), truth))]
+    found = [Strength(0.0, _accuracy(exam, probabilities(model, exam.codec, questions), truth))]
     chosen = _checked(exam, model, kind, strengths)
     for number, strength in enumerate(chosen, start=1):
         if kind in get_args(AttackKind):
@@ -61,7 +60,7 @@ def robustness(
             accuracy = _attacked(exam, model, questions, truth, attack)
         else:
             corrupted = list(_corrupted(questions, kind, int(strength)))
-            accuracy = _accuracy(probabilities(model, exam.codec, corrupted), truth)
+            accuracy = _accuracy(exam, probabilities(model, exam.codec, corrupted), truth)
         found.append(Strength(strength, accuracy))
         on_progress(number / len(chosen))
     return found
@@ -85,7 +84,7 @@ def _checked(exam: RunExam, model: Transformer, kind: str, strengths: Sequence[f
 
 def _corrupted(questions: Sequence[Any], kind: str, severity: int) -> Iterator[Any]:
     """The same disturbance of a question in every run: seeded by its place."""
-    change = (TEXTS | IMAGES)[kind]  # type: ignore[operator]
+    change = (TEXTS | IMAGES)[kind]  # type: ignore[operator]  # a kind of text takes texts, one of images images
     for place, question in enumerate(questions):
         yield change(question, severity, np.random.default_rng((place, severity)))
 
@@ -103,7 +102,8 @@ def _attacked(exam: RunExam, model: Transformer, questions: Sequence[Any], truth
         delta = disturbance(exam.task, model, batch, Objective(), attack, box)
         with torch.no_grad(), disturbed(model, batch, delta, box) as moved:
             states = model.encode(moved["source"], moved.get("source_segments"))
-        right += int((model.logits(states[:, 0]).argmax(1) == classes).sum())
+            chances = model.logits(model.read_out(states)[:, 0]).softmax(1).cpu().numpy()
+        right += int((exam.codec.classes.decide(chances) == truth[places]).sum())
     return right / len(questions)
 
 
@@ -116,5 +116,5 @@ def _labels(model: Transformer, inputs: Mapping[str, torch.Tensor], classes: tor
     return labels
 
 
-def _accuracy(chances: Any, truth: Any) -> float:
-    return float((chances.argmax(1) == truth).mean())
+def _accuracy(exam: RunExam, chances: Any, truth: Any) -> float:
+    return float((exam.codec.classes.decide(chances) == truth).mean())

@@ -60,7 +60,7 @@ def _prepare(run: Run, split: ImageSplit[Scenes], task: Task, test: tuple[Any, .
     counts = Counter(int(label) for labels in scenes.labels for label in labels)
     if not counts:
         raise DataError(f"{run.data.train}: there is no box to learn from")
-    stem = ImageStem(**scenes.size._asdict(), patch=_patch(run, scenes.size))
+    stem = ImageStem(**scenes.size._asdict(), patch=_patch(run, scenes.size), pooled=True)
     codec = PictureBoxes(Classes(names=scenes.classes), scenes.size, colours_of(scenes))
     tell(
         f"{len(scenes.classes)} classes, {sum(counts.values()):,} boxes; frames of {stem.height} x {stem.width} pixels"

@@ -18,8 +18,7 @@ from chinchilla.planning.design import Big, Design, Small
 from chinchilla.planning.own_law import OwnLaw
 from chinchilla.planning.posterior import no_points, width_90
 from chinchilla.store.atomic import make_folder, write_text
-from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE
-from chinchilla.verbs.probes import big_run
+from chinchilla.verbs.probes import CHECKPOINT_SHARE, EVAL_SHARE, big_run
 from chinchilla.verbs.small_runs import (
     Done,
     Ground,
@@ -99,7 +98,7 @@ def sweep(ground: Ground, progress: Progress, on_design: Callable[[Design], None
         found = proposed(ground, done, before_s + time.perf_counter() - begun)
         if not found.runs:
             return conclude(ground, done)
-        _announce(found, len(done), progress)
+        _announce(found, len(done), ground.prepared.facts.labels, progress)
         _train(ground, found.runs[0], done, progress)
 
 
@@ -209,11 +208,11 @@ def _require_time(ground: Ground, done: tuple[Done, ...], left_s: float) -> None
     )
 
 
-def _announce(found: Design, num_done: int, progress: Progress) -> None:
+def _announce(found: Design, num_done: int, counted: str, progress: Progress) -> None:
     small = found.runs[0]
     progress.stage(
         f"small run {num_done + 1} of {num_done + len(found.runs)}: {show_count(small.num_params)} parameters, "
-        f"{show_count(small.tokens)} tokens, about {show_time(small.time_s)} of the {show_time(found.time_s)} left"
+        f"{show_count(small.tokens)} {counted}, about {show_time(small.time_s)} of the {show_time(found.time_s)} left"
     )
 
 

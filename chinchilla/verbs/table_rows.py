@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from chinchilla.config.errors import UsageError
 from chinchilla.config.run import Run
 from chinchilla.config.shape import TableStem
 from chinchilla.data.table_batches import TableBatches
@@ -28,11 +27,9 @@ def _shown(record: dict[str, str | None]) -> str:
 
 
 def _prepare(run: Run, split: TableSplit, task: Task, test: tuple[Any, ...], tell: Tell) -> Prepared:
-    columns, classes = split.columns, split.classes
+    columns, classes = split.columns, split.classes.model_copy(update={"costs": run.costs})
     stem = TableStem(num_numeric=len(columns.numbers), cardinalities=columns.cardinalities)
     tell(f"{len(columns.numbers)} numbers and {len(columns.categories)} categories a row, {len(classes.names)} classes")
-    if run.model.max_len is not None:
-        raise UsageError("model.max_len: a table's rows have a position a column; leave it out")
 
     def make(rows: TableRows, labels: int, seed: int, like: TableBatches | None = None) -> TableBatches:
         return TableBatches(rows, labels, seed, like)

@@ -13,6 +13,7 @@ import torch
 
 from chinchilla.compression.compare import latencies
 from chinchilla.config.adapter import Adapter
+from chinchilla.config.costs import Costs
 from chinchilla.config.errors import StoppedError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.load import Loaded
@@ -33,6 +34,7 @@ from chinchilla.training.allocator import keep_freed_memory, peak_bytes, reset_p
 from chinchilla.training.monitor import Monitor, Silent, check_trackers, open_trackers
 from chinchilla.training.progress import Outcome, Review
 from chinchilla.training.trainer import Trainer
+from chinchilla.verbs.answer_probe import timed_answer
 from chinchilla.verbs.exam import RunExam
 from chinchilla.verbs.plan import NEW_PLAN_ABOVE, plan
 from chinchilla.verbs.prepare import prepare
@@ -270,7 +272,7 @@ def _trainer(folder: RunFolder, made: Plan, prepared: Prepared, progress: Monito
 
 
 def _replanner(made: Plan, budget_time_s: float) -> Callable[[Review], int | None]:
-    """Plan the remaining steps anew where they would miss the budget by more than a tenth."""
+    """Plan the remaining steps anew where they would exceed the budget, or leave more than a tenth of what is left."""
 
     def replan(review: Review) -> int | None:
         # What validations and checkpoints take was planned as a share of the steps' time.
@@ -279,7 +281,7 @@ def _replanner(made: Plan, budget_time_s: float) -> Callable[[Review], int | Non
         per_step_s = review.step_time_s * overhead
         left_s = max(0.0, budget_time_s - made.planning_time_s - review.time_s)
         needed_s = (review.steps - review.step) * per_step_s
-        if abs(needed_s - left_s) <= NEW_PLAN_ABOVE * left_s:
+        if (1 - NEW_PLAN_ABOVE) * left_s <= needed_s <= left_s:
             return None
         return review.step + max(1, int(left_s / per_step_s))
 
@@ -310,7 +312,10 @@ def _spent(made: Plan, outcome: Outcome) -> float:
 
 
 def _latency(prepared: Prepared, model: Transformer) -> float:
-    """Median time of one answer, over the test texts nearest to their mean in length: what a plan calls typical."""
+    """Seconds of one answer, as long as the plan's; where no decoder answers, of the test example of mean length."""
+    found = timed_answer(model, prepared.facts.request)
+    if found is not None:
+        return found.total_s
     lengths = [len(prepared.task.show(example)[0]) for example in prepared.test]
     typical = statistics.mean(lengths)
     order = sorted(range(len(lengths)), key=lambda index: abs(lengths[index] - typical))
@@ -337,10 +342,21 @@ Trained by Chinchilla for {show_time(outcome.train_time_s)} on {made.machine.nam
 | metric (test data) | value |
 |---|---|
 {metrics}
-
+{_costs(score.details.get("costs"))}
 ## Shape
 
 {shape}
+"""
+
+
+def _costs(told: dict[str, Any] | None) -> str:
+    """What a model card says of the threshold that a table's classes are told by, where errors have costs."""
+    if told is None:
+        return ""
+    costs = Costs(false_negative=told["false_negative"], false_positive=told["false_positive"])
+    return f"""
+It answers `{told["positive"]}` from a probability of {costs.threshold:.4g} on, since overlooking one costs
+{costs.false_negative:g} and a false alarm {costs.false_positive:g}. `trivial_cost` is that of one answer to all.
 """
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from chinchilla.config.adapter import Adapter
 from chinchilla.config.errors import BudgetError, UsageError
-from chinchilla.config.shape import Shape
-from chinchilla.config.units import show_bytes, show_time
+from chinchilla.config.plan import FAMILIES, Family
+from chinchilla.config.run import Model, Run
+from chinchilla.config.shape import ImageStem, Shape, Stem, TableStem
 from chinchilla.data.tokenizer import Specials, Tokenizer
 from chinchilla.models.adapt import adapt_
 from chinchilla.models.bottleneck import describe
@@ -54,35 +55,68 @@ class Start:
         specials = None if own else specials_in(self.loaded.tokenizer_json, self.shape)
         return Tokenizer.from_json(self.loaded.tokenizer_json, specials, f"{self.path}/tokenizer.json")
 
-    def shape_for(self, facts: Facts) -> Shape:
+    def require_agreement(self, fixed: Model, family: Family) -> None:
+        """Refuse settings of the shape that this model does not have; `max_len` is of the data's rows.
+
+        Raises:
+            UsageError: names the setting, what the model has, and the mend.
+        """
+        encoder, decoder = self._stacks(family, fixed)
+        had = self.shape.model_dump() | {"num_encoder_layers": encoder, "num_decoder_layers": decoder}
+        for name, value in fixed.model_dump(exclude={"start", "max_len"}, exclude_none=True).items():
+            if value != had[name]:
+                raise UsageError(
+                    f"model.{name}: {json.dumps(value)} is asked for, and model.start {self.path} brings "
+                    f"{json.dumps(had[name])} to this task: leave model.{name} out, or start from another model"
+                )
+
+    def shape_for(self, facts: Facts, fixed: Model) -> Shape:
         """The shape to train: this model's, with the stacks, the stem and the outputs that the task has.
 
-        A decoder that is not there is as deep as the encoder, and new.
+        A decoder that is not there is new, and as deep as is fixed, else as the encoder.
 
         Raises:
             UsageError: the task needs an encoder, and there is none; or the rows are longer than the model.
         """
         old = self.shape
-        encoder = 0 if facts.family == "decoder" else old.num_encoder_layers
-        decoder = 0 if facts.family == "encoder" else old.num_decoder_layers or old.num_encoder_layers
+        encoder, decoder = self._stacks(facts.family, fixed)
         if facts.family != "decoder" and not encoder:
             raise UsageError(f"model.start {self.path}: has no encoder, which {facts.task} needs; start from another")
         if facts.family == "decoder" and not old.num_decoder_layers:
             raise UsageError(f"model.start {self.path}: has no decoder, which {facts.task} needs; start from another")
-        if facts.max_len > old.max_len:
+        stem = self._stem(facts)
+        longest = max(facts.max_len, stem.num_positions if stem else 0)
+        if longest > old.max_len:
+            less: dict[type, str] = {
+                ImageStem: "set a larger images.patch or a smaller images.size",
+                TableStem: "start from another",
+            }
+            mend = less.get(type(stem), f"set model.max_len={old.max_len} or less")
             raise UsageError(
-                f"model.start {self.path}: takes {old.max_len} positions, and the data's rows have {facts.max_len}; "
-                f"set model.max_len={old.max_len} or less"
+                f"model.start {self.path}: takes {old.max_len} positions, and the data's rows have {longest}; {mend}"
             )
         changes = {
             "num_encoder_layers": encoder,
             "num_decoder_layers": decoder,
             "num_classes": facts.num_classes,
-            "stem": facts.stem,
+            "stem": stem,
             "boxes": facts.boxes,
             "reconstruct": False,
         }
         return Shape.model_validate(old.model_dump() | changes)
+
+    def _stem(self, facts: Facts) -> Stem | None:
+        """The task's stem; that of images in this model's own form, or its weights would stand for something else."""
+        stem, old = facts.stem, self.shape.stem
+        if isinstance(stem, ImageStem) and isinstance(old, ImageStem):
+            return stem.model_copy(update={"pooled": old.pooled})
+        return stem
+
+    def _stacks(self, family: Family, fixed: Model) -> tuple[int, int]:
+        """Encoder and decoder layers of a family's model that starts from this one."""
+        old = self.shape
+        decoder = old.num_decoder_layers or fixed.num_decoder_layers or old.num_encoder_layers
+        return (0 if family == "decoder" else old.num_encoder_layers), (0 if family == "encoder" else decoder)
 
     def require_within(self, shape: Shape, held_to: Sequence[Bound]) -> None:
         """Hold the shape, which has no smaller one to fall back on, to the limits.
@@ -92,10 +126,9 @@ class Start:
         """
         for bound in held_to:
             if not bound.holds(shape):
-                show = show_time if bound.key == "limits.latency" else show_bytes
                 raise BudgetError(
-                    f"model.start {self.path}: needs {show(bound.needs(shape))}, and {bound.key} allows "
-                    f"{show(max(0, bound.most))}: start from a smaller model, or allow more"
+                    f"model.start {self.path}: needs {bound.show(bound.needs(shape))}, and {bound.key} allows "
+                    f"{bound.show(max(0, bound.most))}: start from a smaller model, or allow more"
                 )
 
 
@@ -132,6 +165,21 @@ def read_start(path: Path) -> Start:
             "that they were trained beside"
         )
     return Start(path, loaded)
+
+
+def check_start(run: Run) -> None:
+    """Refuse, before data is read, a model to start from that is not there, and settings that it does not have.
+
+    Raises:
+        UsageError, FaultError: as `read_start` and `Start.require_agreement`.
+    """
+    start = run.model.start
+    if start is None:
+        return
+    if not start.exists():
+        raise UsageError(f"model.start {start}: there is nothing of that name; name a run's folder, or a model's")
+    if run.model.model_fields_set - {"start", "max_len"}:
+        read_start(start).require_agreement(run.model, FAMILIES[run.task])
 
 
 def for_codec(start: Start, settings: Mapping[str, Any]) -> Start:

@@ -20,20 +20,23 @@ from chinchilla.config.shape import Shape
 from chinchilla.config.units import show_count
 from chinchilla.planning import search
 from chinchilla.planning.bounds import bounds
+from chinchilla.planning.by_law import law_holds, law_plan
 from chinchilla.planning.cost import Tariff, costs, in_time
 from chinchilla.planning.count import flops_per_token, num_params
+from chinchilla.planning.deadline import Deadline
 from chinchilla.planning.latency import answer_time
-from chinchilla.planning.laws import BESIROGLU, effective_tokens, law_loss
+from chinchilla.planning.laws import BESIROGLU, effective_tokens
 from chinchilla.planning.machine import step_time
+from chinchilla.planning.repeat import law_loss
 from chinchilla.planning.room import Room
 from chinchilla.training.allocator import used_bytes
 from chinchilla.training.workers import worker_count
 from chinchilla.verbs import layouts
-from chinchilla.verbs.plan import CHECKPOINT_SHARE, EVAL_SHARE, draft_training, known_tariff, measured_machine
+from chinchilla.verbs.plan import draft_training, known_tariff, measured_machine
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.probes import GAPS, PEAK_SHARE, PROBE_SHARE
-from chinchilla.verbs.transfer import Start
+from chinchilla.verbs.probes import CHECKPOINT_SHARE, EVAL_SHARE, GAPS, PEAK_SHARE, PROBE_SHARE, deadline_for
+from chinchilla.verbs.transfer import Start, check_start
 
 Tell = Callable[[str], None]
 
@@ -89,6 +92,7 @@ def whatif(
     for _, run in runs:
         layouts.read(run)
         _refuse_adapter(run)
+        check_start(run)
     others = {text: _read_machine(Path(text)) for text in machines if text != HERE}
     known: dict[Any, Prepared] = {}
     cases = []
@@ -204,15 +208,16 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
     time_s = run.budget.time or (run.budget.flops or 0) / peak
     flops = run.budget.flops or time_s * peak
     start = prepared.start
-    by_law = start is None and search.law_holds(flops)
+    by_law = start is None and law_holds(flops, prepared.facts.unique_tokens)
     draft = draft_training(run, machine, prepared, time_s)
     room = _room(run, prepared, machine, draft)
+    deadline = deadline_for(run, room, machine, time_s * _useful(by_law))
     if start is not None:
-        shape = _by_start(start, run, prepared, machine, room)
+        shape = _by_start(start, run, prepared, machine, room, deadline)
     elif by_law:
-        shape = _by_law(flops, run, prepared, machine, room)
+        shape = _by_law(flops, run, prepared, machine, room, deadline)
     else:
-        shape = _by_rule(flops, time_s, run, prepared, machine, room)
+        shape = _by_rule(flops, time_s, run, prepared, machine, room, deadline)
     timed_step = step_time(shape, room.batch, machine, draft.precision, draft.optimizer, draft.accumulation)
     step_s = timed_step.estimate()
     step_tokens = room.batch.loss_rows * draft.accumulation
@@ -226,7 +231,7 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
         "latency_s": answer_time(shape, prepared.facts.request, machine).estimate(),
     }
     predicted |= costs(predicted["time_s"], tariff)
-    basis = f"{BESIROGLU.name} law" if by_law else "rules of thumb for small runs"
+    basis = f"{BESIROGLU.name} law" if by_law else "rules of thumb for small runs and little data"
     if start is not None:
         basis = f"the shape of {start.path}; nothing here says what loss its weights come to"
     timing = "steps measured on" if step_s.source == "measured" else "roofline of"
@@ -280,25 +285,38 @@ def _steps(run: Run, step_s: float, step_flops: float, by_law: bool) -> int:
     return steps
 
 
-def _by_start(start: Start, run: Run, prepared: Prepared, machine: Machine, room: Room) -> Shape:
+def _by_start(
+    start: Start, run: Run, prepared: Prepared, machine: Machine, room: Room, deadline: Deadline | None
+) -> Shape:
     """The shape of the model to start from; it has no other."""
-    shape = start.shape_for(prepared.facts)
-    start.require_within(shape, bounds(prepared.facts.request, machine, run.limits, room))
+    shape = start.shape_for(prepared.facts, run.model)
+    start.require_within(shape, bounds(prepared.facts.request, machine, run.limits, room, deadline))
     return shape
 
 
-def _by_law(flops: float, run: Run, prepared: Prepared, machine: Machine, room: Room) -> Shape:
+def _by_law(
+    flops: float, run: Run, prepared: Prepared, machine: Machine, room: Room, deadline: Deadline | None
+) -> Shape:
     """The law's shape; one too large for the machine stands, unless the recipe limits the memory."""
-    shape = search.law_plan(flops, prepared.facts, run.model, run.limits, machine=machine).shape
+    shape = law_plan(flops, prepared.facts, run.model, run.limits, machine=machine, deadline=deadline).shape
     if run.limits.memory is not None and room.way(shape) is None:
         raise search.too_little(shape, run.limits, room)
     return shape
 
 
-def _by_rule(flops: float, time_s: float, run: Run, prepared: Prepared, machine: Machine, room: Room) -> Shape:
+def _by_rule(
+    flops: float,
+    time_s: float,
+    run: Run,
+    prepared: Prepared,
+    machine: Machine,
+    room: Room,
+    deadline: Deadline | None,
+) -> Shape:
     """The shape nearest to the rule of thumb's size, among those that fit."""
-    shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room)
-    return search.near(shapes, search.typical_params(flops, prepared.facts.sparsity), 1)[0]
+    shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room, deadline)
+    facts = prepared.facts
+    return search.near(shapes, search.typical_params(flops, facts.sparsity, facts.unique_tokens), 1)[0]
 
 
 def _room(run: Run, prepared: Prepared, machine: Machine, draft: Training) -> Room:

@@ -43,7 +43,7 @@ def test_an_odd_head_is_fine_without_rotary_positions():
 def test_a_shape_cannot_be_changed():
     shape = Shape(**GOOD, num_decoder_layers=1)
     with pytest.raises(ValidationError, match="frozen"):
-        shape.dim = 64  # type: ignore[misc]
+        shape.dim = 64  # type: ignore[misc]  # frozen, which is what is tested
 
 
 @given(p50=st.floats(0, 1e200), spread=st.floats(0, 1e3))
@@ -61,9 +61,9 @@ def test_quantiles_out_of_order_are_refused(quantiles):
 
 def test_an_estimate_is_never_bare_nor_infinite():
     with pytest.raises(ValidationError, match="source"):
-        Estimate(p10=1, p50=1, p90=1, unit="s")  # type: ignore[call-arg]
+        Estimate(p10=1, p50=1, p90=1, unit="s")  # type: ignore[call-arg]  # no source
     with pytest.raises(ValidationError, match="'measured', 'law', 'datasheet' or 'guess'"):
-        Estimate(p10=1, p50=1, p90=1, unit="s", source="hope")  # type: ignore[arg-type]
+        Estimate(p10=1, p50=1, p90=1, unit="s", source="hope")  # type: ignore[arg-type]  # none of the sources
     with pytest.raises(ValidationError, match="finite"):
         Estimate(p10=1, p50=1, p90=float("inf"), unit="s", source="law")
     with pytest.raises(ValidationError, match="out of order"):

@@ -280,6 +280,41 @@ def test_wrong_voc_is_named(tmp_path, kind):
     assert len(read_boxes(files, Data(train=files, invalid="skip"))) == 11
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_voc_file_is_read_in_its_encoding_and_may_declare_nothing_in_any(tmp_path, encoding):
+    files = write_voc(tmp_path, many(np.random.default_rng(0), 12))
+    plain = read_boxes(files, Data(train=files))
+    text = (files[0] / "101.xml").read_text().replace("-->", "<! and more -->")
+    start = '<?xml version="1.0" encoding="utf-16"?>' if "16" in encoding else ""
+    mark = "\N{ZERO WIDTH NO-BREAK SPACE}" if encoding == "utf-16-be" else ""
+    (files[0] / "101.xml").write_bytes((mark + start + text).encode(encoding))
+    found = read_boxes(files, Data(train=files))
+    assert all((one == other).all() for one, other in zip(found.boxes, plain.boxes, strict=True))
+    laugh = start + '<!DOCTYPE a [<!ENTITY b "cat">]>' + text.replace("<name>cat", "<name>&b;")
+    (files[0] / "101.xml").write_bytes((mark + laugh).encode(encoding))
+    with pytest.raises(DataError, match=r"101\.xml: not a VOC annotation \(it declares a document type or entities"):
+        read_boxes(files, Data(train=files))
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "gbk"])
+def test_a_voc_file_in_an_encoding_that_is_not_read_is_named(tmp_path, encoding):
+    files = write_voc(tmp_path, many(np.random.default_rng(0), 12))
+    text = (files[0] / "101.xml").read_text()
+    (files[0] / "101.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?>{text}')
+    with pytest.raises(DataError, match=r"101\.xml: not a VOC annotation \(.*encoding"):
+        read_boxes(files, Data(train=files))
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc])
+def test_a_folder_of_images_that_is_none_is_told_for_what_it_is(tmp_path, write):
+    notes, images = write(tmp_path, many(np.random.default_rng(0), 3))
+    photo = next(images.glob("*.png"))
+    with pytest.raises(DataError, match=f"{photo.name}: a file, where a folder is needed; name its folder"):
+        read_boxes((notes, photo), Data(train=(notes, photo)))
+    with pytest.raises(DataError, match="gone: no such folder; check the path"):
+        read_boxes((notes, tmp_path / "gone"), Data(train=(notes, tmp_path / "gone")))
+
+
 def test_voc_files_and_images_go_together_by_name(tmp_path, caplog):
     files = write_voc(tmp_path, many(np.random.default_rng(0), 3))
     (files[1] / "bare.png").write_bytes((files[1] / "100.png").read_bytes())

@@ -64,6 +64,10 @@ def test_the_size_is_the_images_own_or_the_one_asked_for(tmp_path):
 def test_folders_that_hold_no_classes_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         read_folder(tmp_path / "absent")
+    (tmp_path / "photo.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"photo\.zip: a file, where a folder is needed; .* unpack it"):
+        read_folder(tmp_path / "photo.zip")
+    (tmp_path / "photo.zip").unlink()
     with pytest.raises(DataError, match="0 classes; it needs two sub-folders"):
         read_folder(tmp_path)
     write_folder(tmp_path / "one", ["a"], 2)

@@ -164,6 +164,9 @@ def test_a_pickle_beside_the_weights_is_never_opened(folder: Path) -> None:
 def test_a_missing_folder_and_a_wrong_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such model folder"):
         read_model(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UsageError, match=r"notes\.txt: a file, neither a model folder nor a \.gguf file"):
+        read_model(tmp_path / "notes.txt")
     with pytest.raises(UsageError, match=r"config\.json is missing"):
         read_model(tmp_path)
 

@@ -1,7 +1,10 @@
 """What an image becomes: positions that begin as a grid, and patches that see beyond themselves."""
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +13,8 @@ from chinchilla.models.position import grid_sinusoids
 from chinchilla.models.stem import Patches
 from chinchilla.models.transformer import Transformer
 
-STEM = ImageStem(height=12, width=20, channels=3, patch=4)
+STEM = ImageStem(height=12, width=20, channels=3, patch=4, pooled=True)
+STRIDED = STEM.model_copy(update={"pooled": False})
 
 
 def model(stem: ImageStem = STEM, **changes) -> Transformer:
@@ -37,14 +41,74 @@ def test_positions_of_a_grid_are_as_alike_as_they_are_near(rows, columns, dim):
     assert (apart == 1).all()
 
 
-def test_an_image_s_positions_begin_as_its_grid():
-    table = model().embed.position.table
-    assert torch.equal(table[1:16], grid_sinusoids(3, 5, 16))
-    assert table[0].std() < 0.6 and not torch.equal(table[0], torch.zeros(16))
+@pytest.mark.parametrize("stem", [STEM, STRIDED], ids=["pooled", "strided"])
+def test_an_image_s_positions_begin_as_its_grid(stem):
+    table, first = model(stem).embed.position.table, int(stem.class_token)
+    assert torch.equal(table[first : first + 15], grid_sinusoids(3, 5, 16))
+    # Those of the class token, and of what is beyond the image.
+    assert table[15 + first].std() < 0.6 and not torch.equal(table[15 + first], torch.zeros(16))
+    assert not first or not torch.equal(table[0], torch.zeros(16))
     assert table.requires_grad
     # A width that four does not divide, and a model whose positions are not learned.
-    assert model(dim=18, head_dim=9).embed.position.table[1:16, 16:].eq(0).all()
-    model(position="rotary")
+    assert model(stem, dim=18, head_dim=9).embed.position.table[first : first + 15, 16:].eq(0).all()
+    model(stem, position="rotary")
+
+
+def test_a_stem_of_before_has_strides_and_a_class_token():
+    """A shape that says nothing of pooling is of before, and computes what such a model did."""
+    shape = model(STRIDED).shape.model_dump(mode="json")
+    del shape["stem"]["pooled"]
+    old = Transformer(Shape.model_validate(shape))
+    assert old.shape.stem == STRIDED and old.shape.stem.num_positions == 16
+    image, weights = torch.randn(2, 3, 12, 20), old.state_dict()
+    assert not [name for name in weights if name.startswith("embed.inner.norms")]
+    x = image
+    for index, stride in enumerate((2, 1, 2, 1)):
+        name = f"embed.inner.convs.{index}"
+        x = F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride, 1).relu()
+    x = F.linear(x.flatten(2).mT, weights["embed.inner.out.weight"], weights["embed.inner.out.bias"])
+    x = torch.cat([weights["embed.class_token"].expand(2, 1, -1), x], 1) + weights["embed.position.table"][:16]
+    states = old.encoder(x, None, None)
+    torch.testing.assert_close(old.encode(image), states)
+    torch.testing.assert_close(old(image).hidden, states[:, :1])
+
+
+def test_a_stem_norms_channels_and_pools_and_its_patches_mean_is_read():
+    new = model()
+    with torch.no_grad():
+        for name, parameter in new.named_parameters():
+            if "norms" in name:  # or a norm that is left out would not show in what it begins as
+                parameter.uniform_(0.5, 1.5)
+    image, weights = torch.randn(2, 3, 12, 20), new.state_dict()
+    assert not [name for name in weights if "class_token" in name]
+    x = image
+    for index in range(4):
+        conv, norm = f"embed.inner.convs.{index}", f"embed.inner.norms.{index}"
+        x = F.conv2d(x, weights[f"{conv}.weight"], weights[f"{conv}.bias"], 1, 1)
+        if index % 2 == 0:
+            x = torch.stack([x[:, :, i::2, j::2] for i, j in itertools.product(range(2), range(2))]).amax(0)
+        x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        x = (x * weights[f"{norm}.weight"][:, None, None] + weights[f"{norm}.bias"][:, None, None]).relu()
+    x = F.linear(x.flatten(2).mT, weights["embed.inner.out.weight"], weights["embed.inner.out.bias"])
+    states = new.encoder(x + weights["embed.position.table"][:15], None, None)
+    torch.testing.assert_close(new.encode(image), states)
+    torch.testing.assert_close(new(image).hidden, states.sum(1, keepdim=True) / 15)
+    assert torch.equal(new(image).memory, new.encode(image))
+
+
+@pytest.mark.parametrize(("patch", "sees"), [(2, 8), (4, 22), (8, 50)])
+def test_a_pooled_patch_sees_its_neighbours(patch, sees):
+    side = 8 * patch
+    torch.manual_seed(0)
+    patches = Patches(16, ImageStem(height=side, width=side, channels=1, patch=patch, pooled=True)).double()
+    image = torch.randn(1, 1, side, side, dtype=torch.float64)
+    moved = image.expand(2 * side, -1, -1, -1).clone()
+    for index in range(side):
+        moved[index, 0, index] += 3 * torch.randn(side)
+        moved[side + index, 0, :, index] += 3 * torch.randn(side)
+    with torch.no_grad():
+        changed = (patches(moved) - patches(image))[:, 8 * 4 + 4].abs().amax(1) > 0
+    assert changed[:side].sum() == changed[side:].sum() == sees
 
 
 @pytest.mark.parametrize(("patch", "sees"), [(2, 7), (4, 19), (8, 43)])

@@ -11,7 +11,7 @@ import torch
 
 from chinchilla.config.errors import FaultError
 from chinchilla.config.estimate import Estimate
-from chinchilla.config.machine import Machine, MatmulRate, Power
+from chinchilla.config.machine import Calibration, Machine, MatmulRate, Power, StepTerm
 from chinchilla.parallel import measure as room
 from chinchilla.parallel.measure import (
     bandwidth,
@@ -23,6 +23,7 @@ from chinchilla.parallel.measure import (
     noise,
     op_overhead,
 )
+from chinchilla.planning.step_model import GRADIENT_UNITS, UPDATE_UNITS
 from chinchilla.verbs.measure import measure as verb
 
 SHAPES = ((64, 32, 64), (128, 64, 32))
@@ -226,6 +227,33 @@ def test_what_a_plan_has_measured_is_extended_once_and_kept(
     assert (len(calls), seen) == (1, [machine])
     cached_measure(tmp_path, threads=1, extend=extend, refresh=True)
     assert (len(calls), len(seen)) == (2, 2)
+
+
+def test_a_fit_to_other_kinds_of_work_is_said_and_made_anew(
+    tmp_path: Path, calls: list[int | None], machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    terms = {
+        name: tuple(StepTerm(kind=kind, unit=unit, unit_s=1e-12) for kind, unit in units.items())
+        for name, units in (("gradients", GRADIENT_UNITS), ("update", UPDATE_UNITS))
+    }
+    today = Calibration(
+        precision="fp32", spread=0.06, update_spread=0.06, clock="cpu", waiting=1.0, noise=0.1, num_models=10,
+        most_params=5 * 10**6, measured_at=machine.measured_at, **terms,
+    )  # fmt: skip
+    watts = Power(watts=Estimate.around(8.0, 1.0, "W", "guess"), how="declared")
+    extended = machine.model_copy(update={"calibration": (today,), "power": watts})
+    cached_measure(tmp_path, threads=1)
+    (kept,) = tmp_path.iterdir()
+    kept.write_text(extended.model_dump_json())
+    assert cached_measure(tmp_path, threads=1) == extended
+    before = today.model_copy(
+        update={"gradients": (*today.gradients, StepTerm(kind="passes", unit="call", unit_s=1e-3))}
+    )
+    kept.write_text(extended.model_copy(update={"calibration": (before,)}).model_dump_json())
+    assert cached_measure(tmp_path, threads=1).calibration == ()
+    assert "other kinds of work" in caplog.text
+    assert cached_measure(tmp_path, threads=1, extend=lambda known: extended) == extended
+    assert len(calls) == 1
 
 
 def test_a_machine_without_a_fit_is_said(

@@ -16,8 +16,8 @@ def stem_source(stem: ImageStem | TableStem, size: int) -> Tensor:
     return torch.cat([numbers, *codes], dim=1)
 
 
-def class_labels(labelled: int, length: int, num_classes: int) -> Tensor:
-    """Labels (labelled, length): a class at the first position, nothing elsewhere."""
-    labels = torch.full((labelled, length), -100)
-    labels[:, 0] = torch.randint(0, num_classes, (labelled,))
+def class_labels(hidden: Tensor, num_classes: int) -> Tensor:
+    """Labels of `hidden` (batch, length, dim): a class at the first position, nothing elsewhere."""
+    labels = torch.full(hidden.shape[:2], -100)
+    labels[:, 0] = torch.randint(0, num_classes, (len(hidden),))
     return labels

@@ -9,9 +9,10 @@ from chinchilla.config.run import Limits, Model
 from chinchilla.config.shape import Shape
 from chinchilla.config.units import SIZE_BYTES, parse
 from chinchilla.planning.bounds import bounds, serving_bytes, unfit
+from chinchilla.planning.by_law import law_plan
 from chinchilla.planning.count import num_params
 from chinchilla.planning.room import Room
-from chinchilla.planning.search import Facts, law_plan
+from chinchilla.planning.search import Facts
 
 WEB = Facts(
     task="generate", vocab_size=32_000, unique_tokens=10**12, num_examples=10**9, mean_source_len=0,

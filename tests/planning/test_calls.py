@@ -6,9 +6,10 @@ from functools import partial
 
 import pytest
 import torch
+from stem_fakes import stem_source
 from torch.profiler import ProfilerActivity, profile
 
-from chinchilla.config.shape import Shape
+from chinchilla.config.shape import ImageStem, Shape, TableStem
 from chinchilla.models.generate import Sampling, complete, translate
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.calls import decoder_calls, encoder_calls, token_calls
@@ -78,6 +79,25 @@ def test_calls_of_a_completion_are_those_that_torch_sees(variant: dict[str, obje
     greedy = [Sampling(n, temperature=0) for n in (2, 3)]
     two, three = (called(partial(complete, model, [5] * 10, sampling, frozenset())) for sampling in greedy)
     assert three - two == token_calls(shape, 1)
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        *(ImageStem(height=16, width=8, patch=patch, pooled=pooled) for patch in (2, 8) for pooled in (False, True)),
+        TableStem(num_numeric=3, cardinalities=(4, 9)),
+        TableStem(num_numeric=2),
+        TableStem(num_numeric=0, cardinalities=(4,)),
+    ],
+    ids=str,
+)
+def test_calls_of_a_pass_behind_a_stem_are_those_that_torch_sees(stem: ImageStem | TableStem, position: str) -> None:
+    changes = {"num_decoder_layers": 0, "num_classes": 5, "stem": stem, "position": position}
+    shape = SMALL.model_copy(update=changes)
+    model, source = Transformer(shape).eval(), stem_source(stem, 1)
+    with torch.inference_mode():
+        assert called(lambda: model.encode(source)) == encoder_calls(shape)
 
 
 def test_a_layer_with_a_source_has_more_to_call() -> None:

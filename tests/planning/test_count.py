@@ -64,7 +64,8 @@ def stems(draw: st.DrawFn) -> ImageStem | TableStem:
         return TableStem(num_numeric=draw(st.integers(0 if cardinalities else 1, 5)), cardinalities=cardinalities)
     patch = draw(st.sampled_from([2, 4, 8]))
     height, width = (patch * draw(st.integers(1, 3)) for _ in range(2))
-    return ImageStem(height=height, width=width, channels=draw(st.sampled_from([1, 3])), patch=patch)
+    channels, pooled = draw(st.sampled_from([1, 3])), draw(st.booleans())
+    return ImageStem(height=height, width=width, channels=channels, patch=patch, pooled=pooled)
 
 
 @st.composite
@@ -120,8 +121,8 @@ def forward(model: Transformer, batch: Batch) -> None:
 
 def class_loss(model: Transformer, batch: Batch) -> torch.Tensor:
     assert model.shape.stem is not None
-    labels = class_labels(batch.size, batch.source_len, model.shape.num_classes)
-    return model.head.loss(model(stem_source(model.shape.stem, batch.size)).hidden, labels, 0.1)[0]
+    hidden = model(stem_source(model.shape.stem, batch.size)).hidden
+    return model.head.loss(hidden, class_labels(hidden, model.shape.num_classes), 0.1)[0]
 
 
 def step(model: Transformer, batch: Batch) -> None:

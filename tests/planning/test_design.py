@@ -15,7 +15,7 @@ from chinchilla.planning.design import Small, best_shape, design, ladder, length
 from chinchilla.planning.halving import PRIORS
 from chinchilla.planning.huber import Points, log_loss
 from chinchilla.planning.laws import effective_tokens
-from chinchilla.planning.own_law import own_law, read_law
+from chinchilla.planning.own_law import MISFIT, own_law, read_law
 from chinchilla.planning.posterior import belief, natural, no_points, posterior, width_90
 from chinchilla.planning.search import Facts
 
@@ -56,36 +56,60 @@ def ten_runs():
     return posterior(Points.of(SIZES, TOKENS), law(SIZES, TOKENS), PRIORS["generate"])
 
 
-def test_intervals_hold_the_loss_of_a_larger_run_as_often_as_they_say():
-    # Six laws with 1 % noise: intervals that held 90 % hold three or fewer in one case of sixty.
+@pytest.mark.parametrize(("noise", "width"), [(sampling.NOISE, 0.05), (0.01, 0.08)])
+def test_intervals_hold_the_loss_of_a_larger_run_as_often_as_they_say(noise, width):
+    # Six laws: intervals that held 90 % hold three or fewer in one case of sixty.
     rng, held, widths = np.random.default_rng(1), 0, []
     for seed in range(6):
         law = drawn_law(rng)
-        loss = law(SIZES, TOKENS) * np.exp(0.01 * rng.standard_normal(len(SIZES)))
+        loss = law(SIZES, TOKENS) * np.exp(noise * rng.standard_normal(len(SIZES)))
         found = posterior(Points.of(SIZES, TOKENS), loss, PRIORS["generate"], seed).losses(*BIG)
         low, high = np.percentile(found, (5, 95))
-        held += low <= law(*BIG) * np.exp(0.01 * rng.standard_normal()) <= high
+        held += low <= law(*BIG) * np.exp(noise * rng.standard_normal()) <= high
         widths.append(width_90(found))
     assert held >= 4
-    assert np.mean(widths) < 0.08
+    assert np.mean(widths) < width
 
 
-def test_the_ensemble_agrees_with_importance_sampling(monkeypatch):
+def test_the_draws_agree_with_weighed_draws_of_the_prior(monkeypatch):
     # Much noise and few runs, where weighing draws of the prior still works.
     monkeypatch.setattr(sampling, "NOISE", 0.1)
     points, target = Points.of(SIZES[:4], TOKENS[:4]), np.log([5.0, 4.4, 4.5, 4.1])
     known = belief(PRIORS["generate"], float(target.mean()))
     rng = np.random.default_rng(0)
     theta = natural(known.mean + known.error * rng.standard_normal((300_000, 5)))
-    scatter = 6 * 0.1**2 + ((log_loss(theta, points) - target) ** 2).sum(-1)
-    weight = scatter**-5.0
+    scatter = sampling.NOISE_WEIGHT * 0.1**2 + ((log_loss(theta, points) - target) ** 2).sum(-1)
+    weight = scatter ** (-0.5 * (sampling.NOISE_WEIGHT + 4))
     level = log_loss(theta, points.at(*BIG))[:, 0]
     order = np.argsort(level)
     share = np.cumsum(weight[order]) / weight.sum()
     expected = np.interp((0.1, 0.5, 0.9), share, level[order])
     found = posterior(points, np.exp(target), PRIORS["generate"]).levels(*BIG)
-    # The ensemble's thousand draws hang together: about 0.1 of the spread.
-    assert np.percentile(found, (10, 50, 90)) == pytest.approx(expected, abs=0.15 * (expected[2] - expected[0]))
+    assert np.percentile(found, (10, 50, 90)) == pytest.approx(expected, abs=0.12 * (expected[2] - expected[0]))
+
+
+def test_a_chain_that_begins_at_the_draws_stays_where_they_are(monkeypatch):
+    """On runs almost without noise, where the posterior is a thin bent ridge: a wrong sample would drift along it."""
+    monkeypatch.setattr(sampling, "NOISE", 0.002)
+    points, target = Points.of(SIZES, TOKENS), np.log(drawn_law(np.random.default_rng(3))(SIZES, TOKENS))
+    known, rng = belief(PRIORS["generate"], float(target.mean())), np.random.default_rng(0)
+
+    def density(phi):
+        scatter = sampling.NOISE_WEIGHT * 0.002**2 + ((log_loss(natural(phi), points) - target) ** 2).sum(-1)
+        away = (((phi - known.mean) / known.error) ** 2).sum(-1)
+        return -0.5 * away - 0.5 * (sampling.NOISE_WEIGHT + len(target)) * np.log(scatter)
+
+    found = posterior(points, np.exp(target), PRIORS["generate"])
+    phi = np.column_stack([found.theta[:, :3], np.log(found.theta[:, 3:])])
+    now = density(phi)
+    for _ in range(1500):  # differential evolution (ter Braak 2006): every chain moves along the way between two others
+        one, other = phi[rng.permutation(len(phi))], phi[rng.permutation(len(phi))]
+        proposed = phi + 0.75 * (one - other) + 1e-4 * rng.standard_normal(phi.shape)
+        then = density(proposed)
+        taken = np.log(rng.random(len(phi))) < then - now
+        phi, now = np.where(taken[:, None], proposed, phi), np.where(taken, then, now)
+    before, after = (np.percentile(np.log(draws[:, 4]), (10, 50, 90)) for draws in (found.theta, natural(phi)))
+    assert before == pytest.approx(after, abs=0.12 * (after[2] - after[0]))
 
 
 def test_without_runs_the_draws_are_those_of_the_prior():
@@ -116,12 +140,12 @@ def independent_width(runs, known, target):
             values = [float(log_loss(theta, points)[0, 0]) for theta in at]
             return (np.array(values[::2]) - values[1::2]) / 2e-5
 
-        rows = [slopes((run.num_params, run.worth)) / 0.01 for run in runs]
+        rows = [slopes((run.num_params, run.worth)) / sampling.NOISE for run in runs]
         precision = np.diag([1, 1, 1, 4, 4]) + sum(np.outer(each, each) for each in rows)
         for factor in (0.5, 1, 2):
             ahead = slopes((target[0] * factor, target[1] / factor))
             variances.append(ahead @ np.linalg.solve(precision, ahead))
-    return 2 * 1.645 * np.sqrt(np.mean(variances) + 0.01**2)
+    return 2 * 1.645 * np.sqrt(np.mean(variances) + sampling.NOISE**2 + MISFIT**2)
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +220,16 @@ def test_a_law_says_what_the_draws_say(law, ten_runs):
 
 
 def test_repeats_are_worth_less_and_far_runs_are_guesses(law):
+    # What lies beyond the runs is less sure, by four times their compute as much as two such runs were off.
+    compute = law.law.flops.high / 6
+    spreads = [
+        np.log(law.losses(1e6, c / 1e6) / law.losses(1e6, c / 1e6, noise=False)).std() for c in (compute, 4 * compute)
+    ]
+    assert np.sqrt(spreads[1] ** 2 - spreads[0] ** 2) == pytest.approx(MISFIT, rel=0.1)
     assert law.predict(2e6, 5e7).p50 > np.median(law.losses(2e6, 5e6)) * 0.5
-    assert np.median(law.losses(2e6, 5e7)) == pytest.approx(
-        np.median(law.model_copy(update={"unique_tokens": 10**12}).losses(2e6, effective_tokens(5e6, 5e7)))
+    fresh = law.model_copy(update={"unique_tokens": 10**12})
+    assert law.losses(2e6, 5e7, noise=False) == pytest.approx(
+        fresh.losses(2e6, effective_tokens(5e6, 5e7), noise=False)
     )
     assert law.predict(8e6, 5e6).source == "law"
     assert law.predict(8e6, 5e7).source == "guess"

@@ -55,10 +55,11 @@ def counted(
     labels = source if target is None else target
     if shape.stem is not None:
         source, segments = stem_source(shape.stem, batch.size), None
-        labels = class_labels(batch.size, batch.source_len, shape.num_classes)
     low = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with FlopCounterMode(display=False, custom_mapping=FUSED) as forward, low:
-        loss = model.head.loss(model(source, target, source_segments=segments).hidden, labels, 0.1)[0]
+        hidden = model(source, target, source_segments=segments).hidden
+        labels = labels if shape.stem is None else class_labels(hidden, shape.num_classes)
+        loss = model.head.loss(hidden, labels, 0.1)[0]
     with FlopCounterMode(display=False, custom_mapping=FUSED) as backward:
         loss.backward()
     return forward.get_total_flops(), backward.get_total_flops()
@@ -110,8 +111,12 @@ def test_dropped_paths_are_computed_all_the_same(order: str, recompute: bool) ->
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "stem",
-    [ImageStem(height=8, width=12, patch=4), TableStem(num_numeric=2, cardinalities=(3, 5))],
-    ids=["image", "table"],
+    [
+        ImageStem(height=8, width=12, patch=4),
+        ImageStem(height=8, width=12, patch=4, pooled=True),
+        TableStem(num_numeric=2, cardinalities=(3, 5)),
+    ],
+    ids=["strided", "image", "table"],
 )
 def test_executed_flops_behind_a_stem(stem: ImageStem | TableStem, precision: str, recompute: bool) -> None:
     layers = {"num_encoder_layers": 2, "num_decoder_layers": 0, "num_classes": 5}

@@ -12,13 +12,15 @@ from chinchilla.config.plan import Plan, Probe
 from chinchilla.config.run import Limits, Model
 from chinchilla.config.shape import Shape
 from chinchilla.planning import halving
+from chinchilla.planning.by_law import APART, law_plan, sizes_beside
 from chinchilla.planning.count import num_params
 from chinchilla.planning.design import best_shape
 from chinchilla.planning.front import Rival, by_own_law, by_probes, by_published_law, considered, objectives, pareto
 from chinchilla.planning.frontier import frontier
 from chinchilla.planning.laws import BESIROGLU, LAWS, ChinchillaLaw, Constant, Span
 from chinchilla.planning.own_law import OwnLaw, Settings
-from chinchilla.planning.search import APART, build, law_plan, sizes_beside
+from chinchilla.planning.repeat import repeated
+from chinchilla.planning.search import build
 
 COARSE = st.integers(0, 4).map(float)
 POINTS = st.integers(1, 4).flatmap(lambda width: st.lists(st.tuples(*[COARSE] * width), min_size=1, max_size=24))
@@ -144,9 +146,15 @@ def test_the_choice_of_a_published_law_is_on_its_own_front(flops, unique, dim, s
     for shape in beside:
         assert size is None or 4 * num_params(shape) <= size
         assert not 1 / APART < num_params(shape) / num_params(chosen) < APART
-    for rival in by_published_law(BESIROGLU, flops, unique, beside, chosen, known=True):
+    rivals = by_published_law(BESIROGLU, flops, unique, beside, chosen, known=True)
+    for rival in rivals:
         # Smaller ones lose by the law; larger ones are beaten by the chosen one in everything.
         assert rival.loss_ratio > 1
+    for shape in set(beside) - {rival.shape for rival in rivals}:
+        # So little text that the larger one's loss is the same to the last digits.
+        assert num_params(shape) > num_params(chosen)
+        level = [repeated(BESIROGLU).loss(n, flops / 6 / n, unique) for n in map(num_params, (shape, chosen))]
+        assert level[0] == pytest.approx(level[1], rel=1e-12)
 
 
 def test_the_published_law_says_where_it_guesses() -> None:

@@ -22,9 +22,7 @@ from chinchilla.planning.laws import (
     ChinchillaLaw,
     bits_per_byte,
     effective_tokens,
-    law_loss,
     named,
-    repeated_optimum,
 )
 
 POINTS = Path(__file__).parents[3] / "shared" / "data" / "epoch" / "svg_extracted_data.csv"
@@ -216,31 +214,6 @@ def test_effective_tokens_grow_but_never_past_what_was_seen(unique: float, epoch
 def test_effective_tokens_by_the_formula_with_a_round_half_life() -> None:
     # U = 100, seen = 300: R = 2, so 100 + 100·10·(1 - e^-0.2).
     assert effective_tokens(100, 300, half_life=10) == pytest.approx(100 + 1000 * (1 - math.exp(-0.2)))
-
-
-@given(laws, budgets, st.floats(-3, 2).map(lambda exponent: 10.0**exponent))
-def test_the_repeated_optimum_is_the_least_loss_of_budget_and_data(
-    law: ChinchillaLaw, flops: float, share: float
-) -> None:
-    unique = share * law.optimum(flops)[1]
-
-    def loss(log_tokens: float) -> float:
-        tokens = math.exp(log_tokens)
-        return law.loss(flops / 6 / tokens, effective_tokens(unique, tokens))
-
-    num_params, tokens = repeated_optimum(law, flops, unique)
-    fresh = law.optimum(flops)[1]
-    bounds = (math.log(min(unique, fresh)) - 3, math.log(fresh) + 3)
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9})
-    assert loss(math.log(tokens)) == pytest.approx(found.fun, rel=1e-6)
-    assert 6 * num_params * tokens == pytest.approx(flops)
-
-
-def test_a_loss_from_a_law_is_marked_as_a_guess() -> None:
-    estimate = law_loss(BESIROGLU, 1e9, 1e11, 1e10)
-    assert estimate.source == "guess"
-    assert estimate.p50 == BESIROGLU.loss(1e9, effective_tokens(1e10, 1e11))
-    assert estimate.p10 < estimate.p50 < estimate.p90
 
 
 def test_bits_per_byte_of_a_uniform_guess_over_bytes() -> None:

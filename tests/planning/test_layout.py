@@ -23,7 +23,8 @@ from chinchilla.planning.layout import (
 )
 from chinchilla.planning.memory import memory
 from chinchilla.planning.network import Network, pipeline_bubble
-from chinchilla.planning.price import Layout, price
+from chinchilla.planning.price import Layout, Priced, price
+from chinchilla.planning.stages import Piece
 from chinchilla.planning.work import Work, layer_exchanges, layer_shares, step_work
 from chinchilla.reporting.layout_tables import layout_table
 from chinchilla.reporting.tables import plain
@@ -51,9 +52,10 @@ def work(**changes: object) -> Work:
         num_params=10**8,
         precision="fp32",
         layer_shares=(1 / 12,) * 12,
-        boundary_bytes=4e8,
+        cut_bytes=(4e8,) * 11,
+        pieces=tuple(Piece((layer,), 10**8 // 12, 1.6e9 / 12, 4e9 / 12) for layer in range(12)),
+        beside_bytes=(0.4e9,) * 12,
         layer_exchanges=((4e8,) * 4,) * 12,
-        state_bytes=1.6e9,
         saved_bytes=4e9,
         peak_bytes=6e9,
         buckets=(4 * 10**8,),
@@ -124,7 +126,7 @@ def test_a_pipeline_takes_what_its_messages_take_one_by_one(
     names = tuple(node.name for node in net.cluster.node)
     shares = partition(step.layer_shares, speeds)
     layout = Layout(kind="pipeline", nodes=names, shares=shares, micro_batches=count)
-    hops = [net.send(a, b, step.boundary_bytes / count) for a, b in pairwise(names)]
+    hops = [net.send(a, b, step.cut_bytes[0] / count) for a, b in pairwise(names)]
     floor = 3 * 4 * step.num_params / 1e11
     stages = [
         max(step.flops * share / speed / count, share * floor) for share, speed in zip(shares, speeds, strict=True)
@@ -243,7 +245,7 @@ def test_money_and_energy_count_every_node_of_a_layout_for_the_whole_step() -> N
 
 def test_what_does_not_fit_is_not_recommended() -> None:
     small = network([1e13, 1e12], memory_bytes=5_300_000_000, bytes_per_s=1e8)
-    found = layouts(work(peak_bytes=5.6e9), small)
+    found = layouts(work(peak_bytes=5.6e9, beside_bytes=(0.0,) * 12), small)
     assert found.runs_today is None
     assert len(found.recommended.layout.nodes) == 2
     assert found.recommended.memory_bytes.p50 <= 5.3e9
@@ -299,6 +301,28 @@ def test_a_stage_of_several_devices_exchanges_its_own_layers_alone() -> None:
     found = price(layout, step, net)
     encoder_s, decoder_s = 1 + 2 * 4 * 0.8, 1 + 2 * (6 * 0.4 + 0.8)
     assert found.compute_s.p50 == pytest.approx((encoder_s + decoder_s) / 2 + encoder_s / 2)
+
+
+def test_a_stage_is_priced_by_its_own_layers_alone() -> None:
+    """A third of the layers, with a table that the last needs too; small activations cross there, large ones later."""
+    net = network([1e12, 1e12], bytes_per_s=1e8, latency_s=0.0)
+    own = tuple(Piece((layer,), 10**7, 1e8, 2e8) for layer in range(6))
+    step = work(
+        flops=1e10, layer_shares=(1 / 6,) * 6, cut_bytes=(1e6, 1e6, 9e6, 9e6, 9e6), micro_batches=3,
+        pieces=(*own, Piece((0, 5), 10**8, 5e8)), beside_bytes=(1e7,) * 5 + (4e8,),
+    )  # fmt: skip
+
+    def cut(after: int, count: int = 6) -> Priced:
+        shares = (after / 6, 1 - after / 6)
+        return price(Layout(kind="pipeline", nodes=("a", "b"), shares=shares, micro_batches=count), step, net)
+
+    assert cut(2).memory_bytes.p50 == pytest.approx(4 * 1e8 + 5e8 + 3 * 4 * 2e8 + 4e8)
+    assert cut(5).memory_bytes.p50 == pytest.approx(5 * 1e8 + 5e8 + 3 * 5 * 2e8 + 1e7)
+    assert cut(2, count=1).memory_bytes.p50 == pytest.approx(cut(2).memory_bytes.p50 + 2 * 4e8)  # thrice as large
+    # Both stages read the table: 140 million numbers are more than its share of the FLOPs.
+    assert cut(2, count=1).compute_s.p50 == pytest.approx(3 * 4 * (1.2e8 + 1.4e8) / 1e11)
+    assert cut(2, count=1).exposed_s.p50 == pytest.approx(2 * 1e6 / 1e8)
+    assert cut(3, count=1).exposed_s.p50 == pytest.approx(2 * 9e6 / 1e8)
 
 
 def test_compression_and_rare_exchanges_divide_what_travels() -> None:

@@ -62,6 +62,8 @@ BLOCKS = [
 IMAGES = (
     {"stem": ImageStem(height=16, width=12, channels=3, patch=4)},
     {"stem": ImageStem(height=16, width=8, channels=1, patch=2), "num_classes": 2},
+    {"stem": ImageStem(height=16, width=12, channels=3, patch=4, pooled=True)},
+    {"stem": ImageStem(height=16, width=8, channels=1, patch=2, pooled=True), "num_classes": 2},
 )
 TABLES = (
     {"stem": TableStem(num_numeric=3, cardinalities=(4, 7, 2))},
@@ -106,10 +108,11 @@ def loss(model: Transformer, batch: Batch, precision: str, held: list[Tensor] | 
     if held is not None and model.shape.stem is not None:
         held.append(found["source"])
     labels = found.get("target", found.get("source"))
-    if model.shape.num_classes:
-        labels = class_labels(batch.size, batch.source_len, model.shape.num_classes)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        return model.head.loss(model(**found).hidden, labels, 0.1)[0]
+        hidden = model(**found).hidden
+        if model.shape.num_classes:
+            labels = class_labels(hidden, model.shape.num_classes)
+        return model.head.loss(hidden, labels, 0.1)[0]
 
 
 def kept_bytes(model: Transformer, batch: Batch, precision: str) -> int:
@@ -302,6 +305,24 @@ STEPS = {
     "mostly a stem": (
         ENCODER | {"num_encoder_layers": 1, "stem": ImageStem(height=128, width=128, patch=16), "num_classes": 9},
         Batch(16, 65, labelled=16),
+    ),
+    "small pooled images": (
+        ENCODER
+        | {
+            "stem": ImageStem(height=28, width=28, channels=1, pooled=True),
+            "num_classes": 10,
+            "position": "learned",
+        },
+        Batch(32, 49, labelled=32),
+    ),
+    "mostly a pooled stem": (
+        ENCODER
+        | {
+            "num_encoder_layers": 1,
+            "stem": ImageStem(height=128, width=128, patch=16, pooled=True),
+            "num_classes": 9,
+        },
+        Batch(16, 64, labelled=16),
     ),
     "tables": (
         ENCODER | {"stem": TableStem(num_numeric=20, cardinalities=(9, 300, 4)), "num_classes": 2},

@@ -163,3 +163,17 @@ def test_a_classifier_of_images_moves_no_vocabulary(boxes: bool) -> None:
         for batch in [Batch(4, 17, labelled=4)]
     ]
     assert found[0] == found[1] > 0
+
+
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2)])
+def test_a_stem_moves_what_its_norms_and_its_pooling_read_and_write(precision: str, size: int) -> None:
+    changes = {"num_encoder_layers": 1, "num_decoder_layers": 0, "num_classes": 3, "dim": 16}
+    found = {}
+    for pooled in (False, True):
+        stem = ImageStem(height=8, width=4, channels=1, patch=2, pooled=pooled)
+        shape = SHAPE.model_copy(update=changes | {"stem": stem})
+        found[pooled] = sizes(step_traffic(shape, Batch(3, stem.num_positions, labelled=3), precision, "adamw"))["stem"]
+    # Two convolutions end with 4 x 2 pixels of 16 channels; the first begins, where it is pooled, with 8 x 4.
+    relu = norm = 2 * 5 * size * 8 * 16
+    pooling = (2 * size * 32 + 2 * size * 8 + 2 * 8 * 8) * 16
+    assert found == {False: 3 * relu, True: 3 * (relu + norm + pooling)}

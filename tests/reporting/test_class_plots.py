@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from chinchilla.reporting.class_plots import MOST_CLASSES, WRITTEN, calibration_chart, confusion_chart
+from chinchilla.reporting.class_plots import MOST_CLASSES, WRITTEN, calibration_chart, confusion_chart, cost_chart
 
 
 def confusion(size: int) -> dict:
@@ -47,3 +47,32 @@ def test_calibration_weighs_bins_by_their_answers():
 @pytest.mark.parametrize("rows", [None, [], [[0.5]], [[float("nan"), 0.5, 3]], "x"])
 def test_no_curve_of_nothing(rows):
     assert calibration_chart({"calibration": rows}) == ""
+
+
+PRICES = {"positive": "bad", "false_negative": 5.0, "false_positive": 1.0}
+
+
+def test_costs_are_drawn_with_the_one_that_is_paid():
+    curve = [[0.0, 0.7], [0.1, 0.6], [1 / 6, 0.55], [0.5, 0.9], [1.0, 1.5]]
+    drawn = cost_chart({"costs": {**PRICES, "curve": curve}})
+    ET.fromstring(drawn)
+    assert "0.550 at 0.167" in drawn
+    assert "bad is answered from this probability on" in drawn
+
+
+@pytest.mark.parametrize(
+    "costs",
+    [
+        None,
+        "x",
+        {},
+        {**PRICES},
+        {**PRICES, "curve": None},
+        {**PRICES, "curve": [[0.5]]},
+        {**PRICES, "curve": [[0.5, float("nan")]]},
+        {**PRICES, "false_negative": None, "curve": [[0.0, 0.7], [1.0, 1.5]]},
+        {**PRICES, "false_positive": -5, "curve": [[0.0, 0.7], [1.0, 1.5]]},
+    ],
+)
+def test_no_costs_where_none_can_be_read(costs):
+    assert cost_chart({"costs": costs}) == ""

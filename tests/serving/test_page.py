@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from serving_fakes import Chatter, Classifier, Counting, Recommender, Running, Translator, Writer, eventually, running
+from serving_fakes import (
+    FORMS,
+    Chatter,
+    Classifier,
+    Counting,
+    Recommender,
+    Running,
+    Translator,
+    Writer,
+    eventually,
+    running,
+)
 
 from chinchilla.data.codec import Asked
 from chinchilla.serving.answerer import Answer, Piece
@@ -386,6 +397,15 @@ def test_a_row_is_asked_for_by_its_columns(page: Page, sorting_rows: Running):
     eventually(lambda: '"row":{"age":"41","job":"smith"}' in page.text("curl"))
     page.press("Classify")
     eventually(lambda: "missing" not in page.text("classify-note") and page.text("classify-note"))
+
+
+def test_the_page_says_from_which_chance_on_a_class_is_answered(page: Page):
+    form = FORMS["table"] | {"positive": "b", "threshold": 1 / 6}
+    with running(Classifier("table", form=form)) as server:
+        page.open(server)
+        page.write("column-0", "41")
+        page.press("Classify")
+        eventually(lambda: "b from 16.7 % on" in page.text("classify-note"))
 
 
 def test_a_history_gets_recommendations(page: Page, recommending: Running):

@@ -28,6 +28,7 @@ from chinchilla.data.columns import CategoryColumn, Columns, NumberColumn
 from chinchilla.data.examples import Message
 from chinchilla.data.items import Items
 from chinchilla.data.letterbox import Size
+from chinchilla.data.picture_boxes import PictureBoxes
 from chinchilla.data.picture_classes import Colours, PictureClasses
 from chinchilla.data.raster import decode
 from chinchilla.data.table_classes import TableClasses
@@ -172,6 +173,43 @@ def test_files_that_are_no_images_or_bombs_are_named(images: tuple[Model, Runnin
     answer = images[1].post("/v1/classify", {"image": [good, encoded(file)]})
     refused(answer, 422, "invalid_value", "image 1: ", *words)
     assert answer.json()["error"]["param"] == "image"
+
+
+def framed() -> Model:
+    """A model that finds things in images."""
+    codec = PictureBoxes(CLASSES, Size(16, 16, 3), Colours(means=(0.4, 0.5, 0.6), stds=(0.2, 0.3, 0.2)))
+    stem = ImageStem(height=16, width=16, channels=3, patch=8)
+    return make("detect", codec, num_encoder_layers=1, num_classes=2, stem=stem, boxes=True)
+
+
+@pytest.mark.parametrize("room", ["picture_classes", "picture_boxes"])
+def test_images_of_a_request_are_bounded_together_before_any_is_decoded(
+    images: tuple[Model, Running], monkeypatch: pytest.MonkeyPatch, room: str
+):
+    model, path = (images[0], "/v1/classify") if room == "picture_classes" else (framed(), "/v1/detect")
+    white, decoded = png(Image.new("L", (200, 300))), []
+
+    def counted(source: bytes, *how: Any) -> Any:
+        decoded.append(source)
+        return decode(source, *how)
+
+    monkeypatch.setattr(f"chinchilla.data.{room}.decode", counted)
+    with running(model, image_pixels=180_000) as server:
+        assert server.post(path, {"image": [encoded(white)] * 3}).status_code == 200
+        assert decoded == [white] * 3
+        answer = server.post(path, {"image": [encoded(white)] * 3 + [encoded(png(Image.new("1", (1, 1))))]})
+        refused(answer, 413, "too_many_pixels", "image: 180,001 pixels together", "may have 180,000", "send fewer")
+        assert len(decoded) == 3
+        assert server.client.get("/v1/models").json()["data"][0]["limits"]["image_pixels"] == 180_000
+        # What cannot be decoded is still named by its place, and not by its size.
+        broken = [encoded(white)] * 3 + [encoded(b"GIF89a")]
+        refused(server.post(path, {"image": broken}), 422, "invalid_value", "image 3: ")
+
+
+def test_many_small_files_of_large_images_are_refused_by_default(images: tuple[Model, Running]):
+    large = encoded(bomb(8_000))
+    answer = images[1].post("/v1/classify", {"image": [large] * 3})
+    refused(answer, 413, "too_many_pixels", "192,000,000 pixels together", "may have 160,000,000")
 
 
 def test_rows_are_read_as_the_training_data_was(rows: tuple[Model, Running]):

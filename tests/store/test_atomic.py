@@ -1,12 +1,13 @@
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chinchilla.config.errors import FaultError
+from chinchilla.config.errors import FaultError, UsageError
 from chinchilla.store import atomic
 
 
@@ -69,6 +70,16 @@ def test_the_rename_comes_after_the_file_is_synced_and_before_its_folder(tmp_pat
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FaultError, match="absent"):
         atomic.write_text(tmp_path / "absent" / "file", "text")
+
+
+def test_a_file_that_a_user_names_is_refused_before_any_work(tmp_path):
+    for path in (None, tmp_path / "a.html", tmp_path / "a.SVG"):
+        atomic.require_place("--plot", path, ".html", ".svg")
+    told = re.escape(f"--plot {tmp_path / 'a.pdf'}: give a file that ends in .html or .svg")
+    with pytest.raises(UsageError, match=told):
+        atomic.require_place("--plot", tmp_path / "a.pdf", ".html", ".svg")
+    with pytest.raises(UsageError, match=re.escape(f"--out {tmp_path / 'no' / 'a.json'}: there is no folder")):
+        atomic.require_place("--out", tmp_path / "no" / "a.json", ".json")
 
 
 def test_make_folder_makes_parents_and_accepts_what_is_there(tmp_path):

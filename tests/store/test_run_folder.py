@@ -183,6 +183,8 @@ def test_open_says_what_is_missing_and_what_is_there(tmp_path):
         RunFolder.open(tmp_path / "translate-2")
     with pytest.raises(UsageError, match=r"not a run folder, .*; .* holds translate-1"):
         RunFolder.open(tmp_path)
+    with pytest.raises(UsageError, match=r"run\.toml: a file, not a run folder"):
+        RunFolder.open(next(tmp_path.rglob("run.toml")))
     with pytest.raises(UsageError, match=r"no such run folder$"):
         RunFolder.open(tmp_path / "absent" / "folder")
 

@@ -45,7 +45,7 @@ def text_case():
 
 
 def image_case():
-    stem = ImageStem(height=8, width=8, channels=1, patch=4)
+    stem = ImageStem(height=8, width=8, channels=1, patch=4, pooled=True)
     labels = torch.full((6, stem.num_positions), -100)
     labels[:, 0] = torch.arange(6) % 2
     source = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(0)) - 0.5

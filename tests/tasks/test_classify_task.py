@@ -81,6 +81,7 @@ def test_every_weight_learns(changes):
 
 STEMS = [
     (ImageStem(height=8, width=12, channels=3, patch=4), torch.randn(5, 3, 8, 12)),
+    (ImageStem(height=8, width=12, channels=3, patch=4, pooled=True), torch.randn(5, 3, 8, 12)),
     (TableStem(num_numeric=2, cardinalities=(3, 4)), torch.tensor([[0.5, math.nan, 2, 3], [1.0, 2, 0, 0]])),
     (TableStem(num_numeric=0, cardinalities=(3,)), torch.tensor([[2.0], [0.0]])),
     (TableStem(num_numeric=3), torch.randn(4, 3)),
@@ -88,14 +89,15 @@ STEMS = [
 
 
 @pytest.mark.parametrize(("stem", "source"), STEMS)
-def test_a_stem_makes_a_sequence_after_a_class_token(stem, source):
+def test_a_stem_makes_a_sequence_that_a_class_is_read_from(stem, source):
     model = encoder(stem=stem, vocab_size=4, max_len=stem.num_positions, position="learned", num_classes=3)
     states = model.encode(source)
     assert states.shape == (len(source), stem.num_positions, 16)
     labels = torch.full(states.shape[:2], -100)
     labels[:, 0] = 1
     loss = Classify("classify_image").loss(model, {"source": source, "labels": labels}, Objective())
-    expected = F.cross_entropy(model.logits(states[:, 0]), labels[:, 0], reduction="sum").detach()
+    read = states[:, 0] if stem.class_token else states.mean(1)
+    expected = F.cross_entropy(model.logits(read), labels[:, 0], reduction="sum").detach()
     assert float(loss.plain.detach()) == pytest.approx(float(expected), rel=1e-5)
     loss.total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -20,7 +20,7 @@ from chinchilla.models.boxes import BoxHead, corners, generalised_iou
 from chinchilla.tasks.detect import Detect, Example, Found, average_precision, match, owners, predict
 from chinchilla.tasks.task import Objective
 
-STEM = ImageStem(height=16, width=24, channels=3, patch=8)
+STEM = ImageStem(height=16, width=24, channels=3, patch=8, pooled=True)
 SIZE = Size(16, 24, 3)
 CODEC = PictureBoxes(Classes(names=("cup", "ring")), SIZE, Colours(means=(0.5,) * 3, stds=(0.5,) * 3))
 
@@ -147,6 +147,14 @@ def test_every_weight_learns_and_an_image_without_boxes_does_no_harm():
     assert 0 < float(Detect().loss(model, empty, Objective()).plain) < float(loss.plain)
 
 
+def test_an_epoch_s_boxes_are_those_of_images_that_are_not_dropped():
+    some = scenes()
+    batches = SceneBatches(some, CODEC, 4 * sum(map(len, some.boxes)) // len(some), seed=0)
+    seen = [int((batches.batch(rows)["labels"] != -100).sum()) for epoch in range(200) for rows in batches.order(epoch)]
+    assert len(some) % 4 and batches.unique_tokens == pytest.approx(sum(seen) / 200, rel=0.1)
+    assert batches.unique_tokens < 0.9 * sum(map(len, some.boxes))
+
+
 def test_a_scene_is_learned_by_heart():
     torch.manual_seed(0)
     model = finder(dim=32, num_heads=2, num_kv_heads=2, head_dim=16, ffn_dim=64, num_encoder_layers=2).train()
@@ -196,6 +204,17 @@ def test_precision_is_cocos():
     assert average_precision([example], [nothing]) == {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
     with pytest.raises(DataError, match="no box to score on"):
         Detect().score(finder(), CODEC, [example._replace(boxes=box[:0], labels=np.array([], np.int64))])
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_every_patch_and_nothing_else_answers(pooled):
+    model = finder(stem=STEM.model_copy(update={"pooled": pooled}), max_len=7)
+    source = torch.randn(2, 3, 16, 24)
+    with torch.no_grad():
+        logits, boxes = predict(model, source)
+        states = model.encode(source)[:, -6:]
+        assert torch.equal(logits, model.logits(states) - 4.6) and torch.equal(boxes, model.box_head(states))
+    assert logits.shape == (2, 6, 2)
 
 
 def test_predictions_do_not_depend_on_the_batch():

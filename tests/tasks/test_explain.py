@@ -15,10 +15,13 @@ from chinchilla.config.shape import ImageStem, TableStem
 from chinchilla.data.classes import Classes
 from chinchilla.data.columns import CategoryColumn, Columns, NumberColumn
 from chinchilla.data.letterbox import Size
+from chinchilla.data.picture_boxes import PictureBoxes
 from chinchilla.data.picture_classes import Colours, PictureClasses
 from chinchilla.data.table_classes import TableClasses
 from chinchilla.data.text_classes import TextClasses
+from chinchilla.models.attention_maps import attention_maps, rollout
 from chinchilla.models.quantized import matrices, replace_
+from chinchilla.tasks.classify import probabilities
 from chinchilla.tasks.explain import check, class_attention, deletion, explain, integrated_gradients, log_odds
 from chinchilla.tasks.subject import Part, Subject, make_subject
 
@@ -35,11 +38,15 @@ def text_case():
     return model, TextClasses(tokenizer(), CLASSES, 64), TEXTS[0] + " 😀"
 
 
-def image_case():
-    stem = ImageStem(height=8, width=12, channels=3, patch=4)
+def image_case(pooled=True):
+    stem = ImageStem(height=8, width=12, channels=3, patch=4, pooled=pooled)
     model = make_model(num_decoder_layers=0, num_classes=3, stem=stem, position="learned")
     codec = PictureClasses(CLASSES, Size(8, 12, 3), Colours(means=(0.5,) * 3, stds=(0.2,) * 3))
     return model, codec, np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+
+
+def strided_case():
+    return image_case(pooled=False)
 
 
 def row_case():
@@ -48,7 +55,7 @@ def row_case():
     return model, TableClasses(COLUMNS, CLASSES), {"a": 9, "b": 1.5, "d": "y"}
 
 
-CASES = pytest.mark.parametrize("case", [text_case, image_case, row_case])
+CASES = pytest.mark.parametrize("case", [text_case, image_case, strided_case, row_case])
 
 
 @CASES
@@ -56,9 +63,10 @@ def test_the_subject_gives_the_models_own_answers(case):
     model, codec, question = case()
     subject = make_subject(model, codec, question)
     ((_, inputs),) = codec.batches([question])
-    expected = model.logits(model.encode(inputs["source"])[:, 0])
+    states = model.encode(inputs["source"])
+    expected = model.logits(states.mean(1) if case is image_case else states[:, 0])
     torch.testing.assert_close(subject.logits(subject.given), expected)
-    torch.testing.assert_close(model.logits(model.encode(inputs["source"])[:, 0]), expected)
+    torch.testing.assert_close(torch.from_numpy(probabilities(model, codec, [question])).float(), expected.softmax(1))
 
 
 @CASES
@@ -162,12 +170,26 @@ def test_attention_that_is_even_is_even_over_the_parts():
     assert class_attention(model, make_subject(model, codec, question)) == pytest.approx(np.full(4, 0.25))
 
 
+@pytest.mark.parametrize("case", [image_case, strided_case])
+def test_attention_of_an_image_is_what_reaches_the_state_that_is_read(case):
+    model, codec, question = case()
+    subject = make_subject(model, codec, question)
+    flow = rollout(attention_maps(model, subject.source))[0].numpy()
+    drawn = flow.mean(0) if case is image_case else flow[0, 1:]
+    assert len(drawn) == len(subject.parts) == 6
+    assert class_attention(model, subject) == pytest.approx(drawn / drawn.sum(), abs=1e-6)
+
+
 def test_what_cannot_be_explained_is_refused():
     model, codec, _ = text_case()
     with pytest.raises(UsageError, match=r"no class 'moo' .did you mean 'moon'"):
         check(model, codec, "moo")
     with pytest.raises(UsageError, match="in classes"):
         check(model, tokenizer(), None)
+    finder, pictures, _ = image_case()
+    check(finder, pictures, None)
+    with pytest.raises(UsageError, match="in classes"):
+        check(finder, PictureBoxes(pictures.classes, pictures.size, pictures.colours), None)
     replace_(model, matrices(model))
     with pytest.raises(UsageError, match="int8"):
         check(model, codec, None)

@@ -160,7 +160,7 @@ def test_muons_update_is_orthogonal_and_as_large_as_adamws(rows, columns):
     update = (before - model.inner.weight.detach()) / 0.01
     singular = torch.linalg.svdvals(update) / (0.2 * math.sqrt(max(rows, columns)))
     # Three Newton-Schulz steps bring singular values between 0.73 and 1.27, and bf16 rounds on the way.
-    assert singular.min() > 0.6 and singular.max() < 1.5
+    assert singular.min() > 0.6 and singular.max() < 1.3
     assert update.square().mean().sqrt() == pytest.approx(0.2, rel=0.2)
     left, _, right = torch.linalg.svd(gradient, full_matrices=False)
     cosine = torch.nn.functional.cosine_similarity(update.flatten(), (left @ right).flatten(), dim=0)

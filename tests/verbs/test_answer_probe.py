@@ -1,11 +1,10 @@
 """The time of an answer by the model itself, on a clock that counts its passes."""
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from chinchilla.config.shape import Shape
-from chinchilla.models.transformer import Stack
+from chinchilla.models.transformer import Stack, Transformer
 from chinchilla.planning.latency import TIMED_SPREAD, Request
 from chinchilla.verbs.answer_probe import timed_answer
 
@@ -33,7 +32,7 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("beams", [1, 4])
 def test_a_translation_is_its_source_and_every_pass_over_all_beams(beams, clock):
     request = Request(20, 12, beams, 40)
-    found = timed_answer(SHAPE, request, torch.device("cpu"), clock)
+    found = timed_answer(Transformer(SHAPE).eval(), request, clock)
     assert found is not None
     assert found.prompt_s == pytest.approx(ENCODER_S + 20 * POSITION_S)
     assert found.token_s == pytest.approx(DECODER_S + POSITION_S)
@@ -45,9 +44,8 @@ def test_a_translation_is_its_source_and_every_pass_over_all_beams(beams, clock)
 
 @pytest.mark.parametrize("new", [1, 2, 30])
 def test_a_completion_is_its_prompt_and_a_pass_for_each_token_but_the_first(new, clock):
-    found = timed_answer(
-        SHAPE.model_copy(update={"num_encoder_layers": 0}), Request(16, new), torch.device("cpu"), clock
-    )
+    shape = SHAPE.model_copy(update={"num_encoder_layers": 0})
+    found = timed_answer(Transformer(shape).eval(), Request(16, new), clock)
     assert found is not None
     assert found.prompt_s == pytest.approx(DECODER_S + 16 * POSITION_S)
     assert found.token_s == pytest.approx(DECODER_S + POSITION_S)
@@ -56,4 +54,13 @@ def test_a_completion_is_its_prompt_and_a_pass_for_each_token_but_the_first(new,
 
 def test_an_encoder_alone_is_not_timed():
     alone = SHAPE.model_copy(update={"num_decoder_layers": 0, "num_classes": 3})
-    assert timed_answer(alone, Request(5, 0), torch.device("cpu")) is None
+    assert timed_answer(Transformer(alone).eval(), Request(5, 0)) is None
+
+
+def test_a_model_that_ends_its_answers_at_once_is_timed_over_a_whole_one(clock):
+    model = Transformer(SHAPE.model_copy(update={"head_bias": True})).eval()
+    model.head.bias.data[SHAPE.eos_id] = 100.0
+    found = timed_answer(model, Request(20, 12, 1, 40), clock)
+    assert found is not None
+    assert found.passes == 12
+    assert found.token_s == pytest.approx(DECODER_S + POSITION_S)

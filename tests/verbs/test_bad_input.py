@@ -89,6 +89,13 @@ def test_unknown_verbs_and_options(capsys):
     assert "bugdet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("task", ["classify_table", "classify_image", "detect"])
+def test_a_row_length_where_columns_or_patches_make_it(task, chinchilla):
+    words = (f"task={task}", "data.train=none", "budget.time=60", "model.max_len=9")
+    code, _, err = chinchilla("plan", *words)
+    assert (code, f"model.max_len: {task} has a position a column or a patch; leave it out" in err) == (2, True), err
+
+
 def test_block_attention_on_pairs(numbers, chinchilla, tmp_path):
     data = f"data.train={numbers / 'train.tsv'}"
     code, _, err = chinchilla("plan", "task=translate", data, "budget.time=20", "model.attention=block")

@@ -42,7 +42,9 @@ def text_model(tmp_path):
 @pytest.fixture
 def image_model(tmp_path):
     codec = PictureClasses(CLASSES, Size(8, 12, 1), Colours(means=(0.5,), stds=(0.2,)))
-    return write(tmp_path / "image", "classify_image", codec, stem=ImageStem(height=8, width=12, channels=1))
+    return write(
+        tmp_path / "image", "classify_image", codec, stem=ImageStem(height=8, width=12, channels=1, pooled=True)
+    )
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 
 from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.load import load_run
+from chinchilla.config.run import Run
 from chinchilla.config.shape import Shape
 from chinchilla.data.tokenizer import Tokenizer
 from chinchilla.models.hub import write_model
@@ -104,6 +105,10 @@ def test_limits_hold_for_a_model_to_start_from(words, start, chinchilla, monkeyp
     told = f"model.start {folder}: needs {4 * num_params(shape) / 1e3:.0f} kB, and limits.size allows 100 kB"
     assert (code, case["shape"], told in case["basis"]) == (0, None, True), case["basis"]
     monkeypatch.setattr("chinchilla.verbs.probes._by_probes", lambda *args: pytest.fail("it was probed"))
+    with pytest.raises(
+        BudgetError, match=r"and budget\.time for train\.steps=90000000 allows .*: start from a smaller"
+    ):
+        plan(load_run(None, [*words, f"model.start={folder}", "train.steps=90000000"]).run)
     with pytest.raises(BudgetError, match=r"limits\.size allows 100 kB: start from a smaller model"):
         plan(load_run(None, [*words, *more]).run)
 
@@ -113,6 +118,29 @@ def test_what_takes_no_model_to_start_from_says_so_before_data_is_read(words, un
     assert (code, "runs/old: a sweep compares sizes" in err) == (USAGE, True), err
     code, _, err = chinchilla("whatif", *words, "--against", "model.start=runs/old adapter.kind=lora")
     assert (code, "adapter: whatif reckons steps that train every weight" in err) == (USAGE, True), err
+
+
+@pytest.mark.parametrize("verb", ["plan", "train", "whatif"])
+def test_a_shape_beside_a_model_to_start_from_is_refused_before_data_is_read(verb, words, start, unread, chinchilla):
+    folder, shape = start
+    code, _, err = chinchilla(verb, *words, f"model.start={folder}", "model.dim=64")
+    told = f"model.dim: 64 is asked for, and model.start {folder} brings {shape.dim} to this task: leave model.dim out"
+    assert (code, told in err) == (USAGE, True), err
+
+
+def test_reconstruction_is_trained_beside_weights_that_are_taken_over(words, start, monkeypatch):
+    """Else inputs would be masked for nothing."""
+    drafts = []
+
+    def stop(given, *args):
+        drafts.extend(given)
+        raise BudgetError("far enough")
+
+    monkeypatch.setattr("chinchilla.verbs.probes._by_probes", stop)
+    for weight in (0, 0.1):
+        with pytest.raises(BudgetError, match="far enough"):
+            plan(load_run(None, [*words, f"model.start={start[0]}", f"train.reconstruct_weight={weight}"]).run)
+    assert [shape.reconstruct for shape in drafts] == [False, True]
 
 
 @pytest.fixture
@@ -133,6 +161,20 @@ def test_a_dry_run_says_what_there_is_and_leaves_nothing(words, start, unprobed,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_tells_the_same_as_one_json_object(words, unprobed, chinchilla):
+    _, text, _ = chinchilla("plan", *words, "--dry-run")
+    loaded = load_run(None, words)
+    for verb in ("plan", "train"):
+        code, out, err = chinchilla(verb, *words, "--dry-run", "--json")
+        assert code == 0, err
+        told = json.loads(out)  # all of standard output
+        assert Run.model_validate(told["recipe"]) == loaded.run and told["origins"] == loaded.origins
+        assert f"# {told['examples']:,} training examples, " in text
+        assert f" {told['labels']} an epoch, rows of {told['row_len']}\n" in text
+        assert f"# {told['least_params']:,} parameters at least\n" in text
+        assert told["unique_tokens"] > told["examples"]
+
+
 @pytest.mark.parametrize(
     ("settings", "code", "told"),
     [
@@ -140,6 +182,7 @@ def test_a_dry_run_says_what_there_is_and_leaves_nothing(words, start, unprobed,
         (["tokenizer.file=none.json"], USAGE, "none.json"),
         (["model.start=none"], USAGE, "none"),
         (["model.start=OLD", "model.max_len=600"], USAGE, "takes 512 positions"),
+        (["model.start=OLD", "model.num_heads=4"], USAGE, "brings 2 to this task"),
         (["model.start=OLD", "adapter.rank=64"], USAGE, "below the adapter's 64"),
         (["model.attention=block"], USAGE, "model.attention: block"),
         (["limits.size=1kB"], BUDGET, "limits.size is 1 kB, and the smallest model that may be built (2+2 layers"),
@@ -188,6 +231,8 @@ def test_a_dry_run_of_resuming_checks_the_run(train_tiny, chinchilla):
     before = sorted(path.name for path in run.iterdir())
     code, out, err = chinchilla("train", "--resume", run, "--dry-run")
     assert (code, out) == (0, "would go on from step 4 of 4\n"), err
+    code, out, err = chinchilla("train", "--resume", run, "--dry-run", "--json")
+    assert (code, json.loads(out)) == (0, {"run": str(run), "step": 4, "steps": 4}), err
     assert sorted(path.name for path in run.iterdir()) == before
     with RunFolder(run).lock():
         code, _, err = chinchilla("train", "--resume", run, "--dry-run")

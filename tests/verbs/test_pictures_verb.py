@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -18,6 +19,7 @@ from chinchilla.models.transformer import Transformer
 from chinchilla.planning import search
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.tasks.classify import Classify
+from chinchilla.tasks.task import Objective
 from chinchilla.training.monitor import Silent
 from chinchilla.training.trainer import Trainer
 from chinchilla.verbs.plan import _patches, draft_training
@@ -48,19 +50,27 @@ def test_facts_and_batches(tmp_path):
     prepared = prepare(run_of(write(tmp_path, ["cat", "dog", "owl"], 40)))
     facts = prepared.facts
     assert isinstance(prepared.task, Classify) and prepared.task.name == "classify_image"
-    assert facts.stem == ImageStem(height=8, width=8, channels=3, patch=2)
+    assert facts.stem == ImageStem(height=8, width=8, channels=3, patch=2, pooled=True)
     assert (facts.num_classes, facts.vocab_size, facts.labels_per_row) == (3, 3, 1)
-    assert facts.mean_source_len == facts.max_len == prepared.row_len == 17
+    assert facts.mean_source_len == facts.max_len == prepared.row_len == 16
     assert facts.unique_tokens == facts.num_examples == len(prepared.train.pictures)
     assert facts.bytes_per_token == 8 * 8 * 3
     train, valid = prepared.batches(training(16)), prepared.valid_batches(training(16))
     shapes = [{name: each.shape for name, each in b.batch(b.order(0)[0]).items()} for b in (train, valid)]
-    assert shapes[0] == shapes[1] == {"source": (16, 3, 8, 8), "labels": (16, 17)}
+    assert shapes[0] == shapes[1] == {"source": (16, 3, 8, 8), "labels": (16, 16)}
     image, label, name = prepared.test[0]
     assert image.shape == (8, 8, 3) and name.startswith(f"{label}/")
     # The shape that the planner builds for these facts takes these batches.
-    shape = search.build(facts, prepared.run.model, 32, 1, 0)
-    assert Transformer(shape).encode(train.batch(train.order(0)[0])["source"]).shape == (16, 17, 32)
+    shape, batch = search.build(facts, prepared.run.model, 32, 1, 0), train.batch(train.order(0)[0])
+    assert Transformer(shape).encode(batch["source"]).shape == (16, 16, 32)
+    # So does a run of before, with a class token among its positions, that goes on.
+    before = shape.model_copy(update={"stem": facts.stem.model_copy(update={"pooled": False}), "max_len": 17})
+    model = Transformer(before)
+    with torch.no_grad():
+        logits = model.logits(model.encode(batch["source"])[:, 0])
+        plain = prepared.task.loss(model, batch, Objective()).plain
+    expected = F.cross_entropy(logits, batch["labels"][:, 0], reduction="sum")
+    assert float(plain) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_validation_looks_at_images_as_they_are(tmp_path):
@@ -136,8 +146,8 @@ def test_dropout_waits_for_images_seen_often_whatever_their_patches(tmp_path, sm
     run = run_of(write(tmp_path, ["a", "b"], 24), budget={"flops": 1e13})
     prepared = prepare(run)
     facts = prepared.facts.model_copy(update={"unique_tokens": images})
-    # By the rule of thumb 640,000 parameters, which see 150,000 images of 17 positions.
-    assert facts.sparsity == 17
+    # By the rule of thumb 640,000 parameters, which see 150,000 images of 16 positions.
+    assert facts.sparsity == 16
     training = draft_training(run, small_machine, replace(prepared, facts=facts), 60.0)
     assert training.dropout == dropout
     # Convolutions are not Muon's, and learn at a lower rate than its matrices; who asks for half, has half of both.
@@ -161,7 +171,9 @@ def test_boxes_are_looked_for_in_the_smallest_patches_that_are_few(tmp_path, sid
     (tmp_path / "boxes.json").write_text(json.dumps(things))
     run = run_of(folder, task="detect", data={"train": [tmp_path / "boxes.json", folder]})
     stem = prepare(run).facts.stem
-    assert stem == ImageStem(height=-(-side // patch) * patch, width=-(-side // patch) * patch, patch=patch)
+    assert stem == ImageStem(
+        height=-(-side // patch) * patch, width=-(-side // patch) * patch, patch=patch, pooled=True
+    )
     asked = run_of(folder, task="detect", data={"train": [tmp_path / "boxes.json", folder]}, images={"patch": 4})
     assert prepare(asked).facts.stem.patch == 4
 

@@ -94,6 +94,23 @@ def test_the_folder_can_be_read_as_runs_of_a_fit(swept):
     assert sorted(runs.num_params.tolist()) == sorted(run["params"] for run in swept["runs"])
 
 
+def test_a_sweep_has_a_report(swept):
+    code, out, err = call("report", swept["sweep"], "--json")
+    assert code == 0, err
+    page = Path(json.loads(out)["report"])
+    assert page == Path(swept["sweep"]).resolve() / "report.html"
+    text = page.read_text("utf-8")
+    assert "IsoFLOP valleys" in text and all(f"{run['loss']:.3f}" in text for run in swept["runs"])
+
+
+def test_the_report_of_a_sweep_that_is_not_finished_says_how_to_go_on(swept, tmp_path):
+    out = tmp_path / "begun"
+    shutil.copytree(Path(swept["runs"][0]["run"]), out / "small-1")
+    code, _, err = call("report", out)
+    assert code == 2
+    assert f"--out {out}" in err
+
+
 def test_later_small_runs_are_predicted_by_those_before(swept):
     first, *later = (RunFolder(Path(run["run"])).read_plan().predicted for run in swept["runs"])
     assert "loss" not in first

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from chinchilla.config.plan import Plan
+from chinchilla.planning.constants import Constant
 from chinchilla.planning.front import objectives, pareto
 from chinchilla.planning.latency import answer_time
+from chinchilla.planning.repeat import MUENNIGHOFF
 from chinchilla.planning.rows import facts_of
 
 SETTINGS = ("task=translate", "train.threads=1", "tokenizer.vocab_size=300", "train.batch_tokens=256", "--json")
@@ -22,6 +24,12 @@ def planned(chinchilla, numbers):
         return Plan.model_validate(json.loads(out.splitlines()[-1])), err
 
     return run
+
+
+@pytest.fixture
+def lawful(monkeypatch):
+    """As if a law held for so few sentences."""
+    monkeypatch.setattr("chinchilla.planning.by_law.LEAST_TOKENS", 0)
 
 
 def on_its_own_front(plan: Plan) -> None:
@@ -56,7 +64,10 @@ def test_probed_shapes_are_kept_with_the_loss_that_they_were_foretold(planned, m
     assert f"Of {len(plan.considered)} shapes for the same budget" in " ".join(shown.split())
 
 
-def test_a_law_weighs_sizes_beside_its_own(planned):
+def test_a_law_weighs_sizes_beside_its_own(planned, lawful, monkeypatch):
+    # As if repeats and excess parameters never wore out: else so few sentences leave nothing to weigh.
+    endless = {name: Constant(value=1e9, source="none") for name in ("token_half_life", "param_half_life")}
+    monkeypatch.setattr("chinchilla.planning.repeat.MUENNIGHOFF", MUENNIGHOFF.model_copy(update=endless))
     plan, shown = planned("budget.flops=2e18", "model.dim=512", "train.precision=fp32")
     assert len(plan.considered) > 1
     on_its_own_front(plan)
@@ -64,6 +75,21 @@ def test_a_law_weighs_sizes_beside_its_own(planned):
     assert plan.frontier.flops[0] < 6 * plan.num_params * plan.predicted["tokens"].p50 < plan.frontier.flops[-1]
     assert {each.loss.source for each in plan.considered} == {"guess"}  # a translation, and far too few sentences
     assert "smaller" in shown
+
+
+def test_a_text_too_short_to_tell_sizes_apart_takes_the_smallest_as_whatif_does(planned, lawful, numbers, chinchilla):
+    words = ("budget.flops=2e18", "model.dim=512", "train.precision=fp32")
+    plan, _ = planned(*words)
+    assert plan.shape.num_decoder_layers == 512 // 128
+    assert plan.considered == ()
+    (reason,) = (line.reason for line in plan.decisions if line.name == "model")
+    assert "cannot use so many" in reason and "come within 1% of its loss by the law" in reason
+    code, out, err = chinchilla("whatif", *SETTINGS, f"data.train={numbers / 'train.tsv'}", *words)
+    assert code == 0, err
+    (case,) = json.loads(out.splitlines()[-1])["cases"]
+    assert case["num_params"] == plan.num_params
+    for quantile in ("p10", "p50", "p90"):
+        assert case["predicted"]["loss"][quantile] == pytest.approx(getattr(plan.predicted["loss"], quantile), rel=1e-4)
 
 
 def test_a_shape_that_was_compared_with_none_has_no_front(planned):

@@ -1,6 +1,7 @@
 """`chinchilla whatif` on a tiny real task: cases side by side, nothing trained, and what is refused."""
 
 import json
+import math
 
 import pytest
 
@@ -77,11 +78,32 @@ def test_a_budget_in_another_unit_takes_the_place_of_the_first(compare):
     assert second["predicted"]["flops"]["p50"] == pytest.approx(1e12, rel=0.2)
 
 
-def test_from_the_laws_range_on_the_law_decides(compare):
+def test_fixed_steps_take_a_model_that_gets_through_them_in_time(compare, monkeypatch):
+    # As if the few sentences were worth more than the smallest model.
+    monkeypatch.setattr("chinchilla.planning.search.MOST_EPOCHS", 10**6)
+    (free,) = compare("budget.time=10m")
+    steps = round(1000 / free["predicted"]["step_time_s"]["p50"])
+    held, never = compare("budget.time=10m", f"train.steps={steps}", "--against", "train.steps=1000000000")
+    assert held["num_params"] < free["num_params"]
+    assert held["training"]["steps"] == steps and held["predicted"]["time_s"]["p50"] <= 600
+    assert never["shape"] is None and "1,000,000,000 (train.steps) of the quickest model" in never["basis"]
+
+
+def test_from_the_laws_range_on_the_law_decides(compare, monkeypatch):
+    monkeypatch.setattr("chinchilla.planning.by_law.LEAST_TOKENS", 0)  # as if so few sentences were text enough
     (case,) = compare("budget.flops=2e18", "model.dim=512")
     assert "besiroglu law" in case["basis"]
     (case,) = compare("budget.flops=1e13")
     assert "rules of thumb" in case["basis"]
+
+
+def test_no_law_decides_where_text_is_far_shorter_than_any_that_it_knows(compare):
+    """It would foretell more than chance's loss, and fall to a smaller model where a budget grows into its range."""
+    below, within = compare("budget.flops=1.3e18", "--against", "budget.flops=1.5e18")
+    assert "little data" in within["basis"]
+    assert within["num_params"] == below["num_params"]
+    assert within["predicted"]["loss"] == below["predicted"]["loss"]
+    assert within["predicted"]["loss"]["p90"] < math.log(300)
 
 
 def test_what_cannot_be_met_says_why_beside_what_can(compare):
@@ -115,7 +137,8 @@ def test_beams_of_another_case_are_counted(compare):
 
 def test_wrong_words_are_found_before_data_are_read(words, monkeypatch, tmp_path):
     monkeypatch.setattr(verb, "prepare", lambda *args: pytest.fail("data were read"))
-    for against, machine in ((["budget.time=-1h"], verb.HERE), ([], str(tmp_path / "none.json"))):
+    nowhere = [f"model.start={tmp_path / 'none'}"]
+    for against, machine in ((["budget.time=-1h"], verb.HERE), (nowhere, verb.HERE), ([], str(tmp_path / "none.json"))):
         with pytest.raises(UsageError):
             whatif(None, [*words, "budget.time=2m"], against, [machine])
 

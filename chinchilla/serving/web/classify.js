@@ -10,11 +10,13 @@ let kind;
 let path = "/v1/classify";
 let finds = false;
 let columns = [];
+let form = {};
 let file = null;
 let mostBytes = 0;
 
 export function start(model) {
   finds = model.task === "detect";
+  form = model.form;
   if (finds) startFinding();
   kind = finds ? "image" : model.task.replace("classify_", "");
   mostBytes = model.limits.image_body_bytes;
@@ -43,6 +45,7 @@ export async function run() {
   else showBars(found);
   const took = [milliseconds(performance.now() - begin)];
   if (told.usage) took.push(`${told.usage.source_tokens} tokens`);
+  if (form.threshold) took.push(`${form.positive} from ${percent(form.threshold)} on`);
   element("classify-note").textContent = noted(took, found.notes);
 }
 

@@ -120,6 +120,11 @@ def kept_bytes(model: Transformer, batch: Batch, precision: str) -> int:
     return kept_by(model, lambda: loss(model, batch, precision))
 
 
+def has_bf16_convolutions() -> bool:
+    """Whether oneDNN's, which are what is counted, can be had here: x86 has them from AVX-512 on."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def sized(shape: Shape, packed: bool = False) -> Batch:
     return Batch(
         3, 20 if shape.num_encoder_layers else 0, 22 if shape.num_decoder_layers else 0, packed=packed
@@ -361,6 +366,8 @@ def gradients_peak(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", STEPS)
 def test_peak_of_forward_and_backward_is_the_allocators(name: str, precision: str, recompute: bool) -> None:
+    if precision == "bf16" and name in ("large images", "mostly a stem") and not has_bf16_convolutions():
+        pytest.skip("this processor has no bf16 convolutions: torch takes others, whose memory is not what is counted")
     variant, batch = STEPS[name]
     shape = WIDE.model_copy(update=variant)
     counted = memory(shape, batch, precision, "adamw", recompute=recompute)

@@ -42,12 +42,12 @@ def unexpected(path: Path, why: str) -> None:
     raise AssertionError(f"{path}: {why}")
 
 
-def go_on(folder: Path, steps: int) -> None:
+def go_on(folder: Path, steps: int, **settings: Any) -> None:
     """What `chinchilla train --resume` does, from the newest checkpoint to the end or to a signal."""
     torch.set_num_threads(1)
     saved = checkpoint.latest(folder / "checkpoints", unexpected)
     # Another process would have other weights at first.
-    trainer = make_trainer(folder, os.getpid() if saved else 0, steps=steps, monitor=Slowed(), **SETTINGS)
+    trainer = make_trainer(folder, os.getpid() if saved else 0, steps=steps, monitor=Slowed(), **SETTINGS | settings)
     if saved:
         trainer.resume(saved)
     trainer.folder.cut_metrics(trainer.progress.step)
@@ -59,18 +59,18 @@ def go_on(folder: Path, steps: int) -> None:
             sys.exit(stop.exit_code)
 
 
-def start(folder: Path, steps: int) -> BaseProcess:
+def start(folder: Path, steps: int, **settings: Any) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     # The optimizers' first step imports torch._dynamo, which takes seconds.
     context.set_forkserver_preload(["chinchilla.training.trainer", "torch._dynamo", "pytest"])
-    process = context.Process(target=go_on, args=(folder, steps))
+    process = context.Process(target=go_on, args=(folder, steps), kwargs=settings)
     process.start()
     return process
 
 
 def finish(folder: Path, steps: int) -> tuple[Any, ...]:
-    """Go on to the end; give what the run ends with, bit for bit."""
-    process = start(folder, steps)
+    """Go on to the end without a save on the way (disks are slow); give what the run ends with, bit for bit."""
+    process = start(folder, steps, checkpoint_every=steps)
     process.join()
     assert process.exitcode == 0
     saved = checkpoint.load(folder / "checkpoints" / f"step-{steps:06d}")

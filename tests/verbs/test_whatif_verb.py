@@ -78,12 +78,13 @@ def test_a_budget_in_another_unit_takes_the_place_of_the_first(compare):
     assert second["predicted"]["flops"]["p50"] == pytest.approx(1e12, rel=0.2)
 
 
-def test_fixed_steps_take_a_model_that_gets_through_them_in_time(compare, monkeypatch):
-    # As if the few sentences were worth more than the smallest model.
+def test_fixed_steps_take_a_model_that_gets_through_them_in_time(compare, fast, monkeypatch):
+    # As if the few sentences were worth more than the smallest model, which a slow machine comes to anyway.
     monkeypatch.setattr("chinchilla.planning.search.MOST_EPOCHS", 10**6)
-    (free,) = compare("budget.time=10m")
+    words = ("budget.time=10m", "--machine", fast)
+    (free,) = compare(*words)
     steps = round(1000 / free["predicted"]["step_time_s"]["p50"])
-    held, never = compare("budget.time=10m", f"train.steps={steps}", "--against", "train.steps=1000000000")
+    held, never = compare(*words, f"train.steps={steps}", "--against", "train.steps=1000000000")
     assert held["num_params"] < free["num_params"]
     assert held["training"]["steps"] == steps and held["predicted"]["time_s"]["p50"] <= 600
     assert never["shape"] is None and "1,000,000,000 (train.steps) of the quickest model" in never["basis"]

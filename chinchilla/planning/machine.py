@@ -182,24 +182,25 @@ def _roofline(
         attention_s=accumulation * 3 * _products_s(attention, machine, precision) / ATTENTION_SHARE,
         traffic_s=accumulation * traffic / machine.bytes_per_s,
         overhead_s=accumulation * OPS_A_LAYER * layers * machine.op_overhead_s,
-        optimizer_s=optimizer_time(shape, machine, optimizer),
+        optimizer_s=optimizer_time(shape, machine, optimizer, precision),
     )
 
 
-def optimizer_time(shape: Shape, machine: Machine, optimizer: OptimizerKind) -> float:
-    """Seconds of one update: traffic over the parameters, and Muon's Newton-Schulz products (in bf16)."""
+def optimizer_time(shape: Shape, machine: Machine, optimizer: OptimizerKind, precision: Precision) -> float:
+    """Seconds of one update: traffic over the parameters, and Muon's Newton-Schulz products, in the run's precision."""
     tensors = parameters(shape)
     muon = [sizes for name, sizes in tensors.items() if optimizer == "muon" and takes_muon(name, sizes)]
     muon_numbers = sum(map(prod, muon))
     adamw_numbers = sum(map(prod, tensors.values())) - muon_numbers
     traffic = 4 * (ADAMW_PASSES * adamw_numbers + MUON_PASSES * muon_numbers)
     overhead = OPS_A_MUON_MATRIX * len(muon) * machine.op_overhead_s
-    return traffic / machine.bytes_per_s + overhead + sum(_newton_schulz_s(sizes, machine) for sizes in muon)
+    products_s = sum(_newton_schulz_s(sizes, machine, precision) for sizes in muon)
+    return traffic / machine.bytes_per_s + overhead + products_s
 
 
-def _newton_schulz_s(sizes: tuple[int, ...], machine: Machine) -> float:
+def _newton_schulz_s(sizes: tuple[int, ...], machine: Machine, precision: Precision) -> float:
     short, long = sorted(sizes)
-    rate = NEWTON_SCHULZ_SHARE * matmul_rate(machine, short, long, short, "bf16")
+    rate = NEWTON_SCHULZ_SHARE * matmul_rate(machine, short, long, short, precision)
     return newton_schulz_flops(short, long) / rate
 
 

@@ -129,7 +129,7 @@ def memory(
     phases = {"forward": base + workers * (summed + saved + logits + (cast if recompute else 0))}
     phases |= {name: base + workers * (summed + size) for name, size in _backward(work, saved, again)}
     phases["sum of gradients"] = base + workers * (held.gradients + summed)
-    phases["update"] = held.total + _update(shape, optimizer)
+    phases["update"] = held.total + _update(shape, optimizer, precision)
     phases["validation"] = base + 2 * (held.weights - held.frozen)
     phase = max(phases, key=lambda name: phases[name])
     return Memory(held, saved, logits, phases[phase], phase, phases)
@@ -192,13 +192,14 @@ def _backward(work: list[Part], alive: int, again: dict[str, int]) -> Iterator[t
         yield f"backward of {part.name}", most
 
 
-def _update(shape: Shape, optimizer: OptimizerKind) -> int:
-    """What lives beside the state in an update: for Muon a matrix's direction in fp32, and Newton-Schulz in bf16.
+def _update(shape: Shape, optimizer: OptimizerKind, precision: Precision) -> int:
+    """What lives beside the state in an update: for Muon a matrix's direction in fp32, and its Newton-Schulz steps.
 
-    torch's fused AdamW needs nothing. In bf16 there are the matrix before and after a step, and two squares of its
-    shorter side.
+    torch's fused AdamW needs nothing. In the run's precision there are the matrix before and after a step, and two
+    squares of its shorter side.
     """
     if optimizer == "adamw":
         return 0
     matrices = (sizes for name, sizes in parameters(shape).items() if takes_muon(name, sizes))
-    return max((FP32 + 2 * 2) * prod(sizes) + 2 * 2 * min(sizes) ** 2 for sizes in matrices)
+    size = BYTES[precision]
+    return max((FP32 + 2 * size) * prod(sizes) + 2 * size * min(sizes) ** 2 for sizes in matrices)

@@ -65,7 +65,7 @@ def step_traffic(
         moved[_operator(product)] += 3 * accumulation * _moved(product, precision)
     for operator, size_bytes in _elementwise(shape, batch, BYTES[precision], dropout):
         moved[operator] += accumulation * size_bytes
-    moved["optimizer"], done["optimizer"] = _update(shape, optimizer)
+    moved["optimizer"], done["optimizer"] = _update(shape, optimizer, precision)
     return _sorted(moved, done)
 
 
@@ -214,15 +214,15 @@ def _attention(shape: Shape, rows: int, key_rows: int, keys: int, size: int) -> 
     return 18 * queries + 12 * repeated + 13 * scores
 
 
-def _update(shape: Shape, optimizer: OptimizerKind) -> tuple[int, int]:
+def _update(shape: Shape, optimizer: OptimizerKind, precision: Precision) -> tuple[int, int]:
     """Bytes and FLOPs of clipping and one update."""
     moved = done = 0
     for name, sizes in parameters(shape).items():
         if optimizer == "muon" and takes_muon(name, sizes):
             short, long = sorted(sizes)
             done += newton_schulz_flops(*sizes)
-            # Rounds of three products in bf16, with factors and result.
-            rounds = NEWTON_SCHULZ_STEPS * BYTES["bf16"] * 5 * (short * long + short * short)
+            # Rounds of three products, with factors and result.
+            rounds = NEWTON_SCHULZ_STEPS * BYTES[precision] * 5 * (short * long + short * short)
             moved += FP32 * (CLIP_PASSES + MUON_PASSES) * prod(sizes) + rounds
         else:
             moved += FP32 * (CLIP_PASSES + ADAMW_PASSES) * prod(sizes)

@@ -27,13 +27,20 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; decoupled weight decay. For matrices only.
 
     An update is scaled by 0.2·√max(rows, columns), as large as AdamW's usual one, so that its rates carry over (Liu
-    2025, eq. 4).
+    2025, eq. 4). Its products are made in `dtype`: bf16 is enough, but a processor without bf16 products takes 10 to
+    70 times as long for them as for fp32's.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # takes no closure
@@ -49,16 +56,15 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(matrix)
         momentum = state["momentum_buffer"]
         momentum.lerp_(gradient, 1 - group["momentum"])
-        direction = orthogonal(gradient.lerp(momentum, group["momentum"]))
+        direction = orthogonal(gradient.lerp(momentum, group["momentum"]).to(self.dtype))
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
         matrix.add_(direction, alpha=-group["lr"] * 0.2 * max(matrix.shape) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About U·Vᵀ in bf16 where `matrix` (rows, columns) is U·S·Vᵀ; those below 0.01 of the longest stay shorter."""
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    """About U·Vᵀ where `matrix` (rows, columns) is U·S·Vᵀ; those below 0.01 of the longest stay shorter."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
     gram = x @ x.T
     # (Σσ⁴)^¼ bounds the largest singular value more tightly than (Σσ²)^½ does, and the product is there already.
     bound = ROUNDING**2 * gram.norm().clamp(min=1e-30).sqrt()

@@ -33,12 +33,13 @@ class Optimizer:
         ]
         count = len(workers.models)
         shares: list[list[nn.Parameter]] = []
+        dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
         if training.optimizer == "muon":
             shares = _shares(matrices, count)
         else:
             groups.append({"params": matrices, "lr": training.learning_rate, "weight_decay": training.weight_decay})
         self.parts: list[torch.optim.Optimizer] = [
-            Muon(share, lr=training.learning_rate, weight_decay=training.weight_decay) for share in shares
+            Muon(share, training.learning_rate, training.weight_decay, dtype=dtype) for share in shares
         ]
         self.parts += [torch.optim.AdamW(each, betas=(0.9, 0.98), fused=True) for each in _divided(groups, count)]
         self._names = [_names(model, part.param_groups) for part in self.parts]

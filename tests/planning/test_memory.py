@@ -412,14 +412,15 @@ def test_workers_each_have_activations_and_gradients() -> None:
     assert two.phases["forward"] - each.phases["forward"] == 2 * two.state.gradients
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_peak_of_the_update(optimizer: str) -> None:
+def test_peak_of_the_update(optimizer: str, precision: str) -> None:
     shape = WIDE.model_copy(update={"dim": 384, "ffn_dim": 1536})
     model = Transformer(shape)
     matrices, rest = split_parameters(model)
     parts = [torch.optim.AdamW(rest if optimizer == "muon" else [*rest, *matrices], fused=True)]
     if optimizer == "muon":
-        parts.append(Muon(matrices, lr=1e-3))
+        parts.append(Muon(matrices, lr=1e-3, dtype=torch.bfloat16 if precision == "bf16" else torch.float32))
 
     def step() -> None:
         for part in parts:
@@ -428,7 +429,7 @@ def test_peak_of_the_update(optimizer: str) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     step()
-    counted = memory(shape, BATCH, "fp32", optimizer)
+    counted = memory(shape, BATCH, precision, optimizer)
     assert counted.phases["update"] == pytest.approx(counted.state.total + tensor_peak(step), rel=0.03)
 
 

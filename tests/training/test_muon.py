@@ -41,24 +41,33 @@ def test_each_polynomial_is_the_best_for_what_the_one_before_leaves() -> None:
     assert (low, high) == pytest.approx((0.73, 1.27), abs=5e-3)
 
 
+DTYPES = [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @given(
     rows=st.integers(2, 80),
     columns=st.integers(2, 80),
     size=st.sampled_from([1e-6, 1.0, 1e4]),
     seed=st.integers(0, 99),
 )
-def test_singular_values_end_near_one_however_large_they_were(rows: int, columns: int, size: float, seed: int) -> None:
-    ends = torch.linalg.svdvals(orthogonal(size * matrix(rows, columns, 0.05, seed)).float())
+def test_singular_values_end_near_one_however_large_they_were(
+    dtype: torch.dtype, rows: int, columns: int, size: float, seed: int
+) -> None:
+    ends = torch.linalg.svdvals(orthogonal((size * matrix(rows, columns, 0.05, seed)).to(dtype)).float())
     # Between 0.73 and 1.27 but for what bf16 rounds.
     assert ends.min() > 0.6
     assert ends.max() < 1.3
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", [(48, 48), (32, 96), (96, 32)])
-def test_direction_is_the_polar_factor(sizes: tuple[int, int]) -> None:
+def test_direction_is_the_polar_factor(sizes: tuple[int, int], dtype: torch.dtype) -> None:
     given_matrix = matrix(*sizes, 0.1)
     left, _, right = torch.linalg.svd(given_matrix, full_matrices=False)
-    alike = torch.cosine_similarity(orthogonal(given_matrix).float().flatten(), (left @ right).flatten(), dim=0)
+    found = orthogonal(given_matrix.to(dtype))
+    assert found.dtype == dtype
+    alike = torch.cosine_similarity(found.float().flatten(), (left @ right).flatten(), dim=0)
     assert alike > 0.98
 
 
@@ -66,18 +75,19 @@ def test_no_gradient_at_all_moves_nothing() -> None:
     assert orthogonal(torch.zeros(4, 8)).abs().max() == 0
 
 
-def test_update_is_momentum_decay_and_the_scaled_direction() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_update_is_momentum_decay_and_the_scaled_direction(dtype: torch.dtype) -> None:
     parameter = nn.Parameter(matrix(16, 64, 0.1, seed=1))
     first, second = matrix(16, 64, 0.2, seed=2), matrix(16, 64, 0.2, seed=3)
     expected, momentum = parameter.detach().clone(), torch.zeros(16, 64)
-    optimizer = Muon([parameter], lr=0.02, weight_decay=0.1)
+    optimizer = Muon([parameter], lr=0.02, weight_decay=0.1, dtype=dtype)
     for gradient in (first, second):
         parameter.grad = gradient.clone()
         optimizer.step()
         momentum = 0.95 * momentum + 0.05 * gradient
         ahead = 0.05 * gradient + 0.95 * momentum
-        expected = expected * (1 - 0.02 * 0.1) - 0.02 * 0.2 * 8 * orthogonal(ahead).float()
-    # Its products are in bf16: a difference in the last bit of fp32 can move one of bf16.
+        expected = expected * (1 - 0.02 * 0.1) - 0.02 * 0.2 * 8 * orthogonal(ahead.to(dtype)).float()
+    # Where its products are in bf16 a difference in the last bit of fp32 can move one of bf16.
     torch.testing.assert_close(parameter.detach(), expected, atol=2e-5, rtol=1e-3)
 
 

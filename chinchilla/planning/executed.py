@@ -22,7 +22,7 @@ from chinchilla.planning.count import (
     tile_queries,
 )
 from chinchilla.planning.machine import newton_schulz_flops
-from chinchilla.planning.memory import takes_muon
+from chinchilla.planning.memory import muon_matrices
 from chinchilla.planning.operators import BYTES, LONGEST_PLAIN
 
 
@@ -96,5 +96,4 @@ def _causal_pairs(length: int) -> int:
 
 
 def _update(shape: Shape) -> int:
-    matrices = (sizes for name, sizes in parameters(shape).items() if takes_muon(name, sizes))
-    return sum(newton_schulz_flops(*sizes) for sizes in matrices)
+    return sum(newton_schulz_flops(*sizes) for sizes in muon_matrices(parameters(shape)))

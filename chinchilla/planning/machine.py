@@ -16,7 +16,7 @@ from chinchilla.config.plan import OptimizerKind
 from chinchilla.config.shape import Shape
 from chinchilla.planning.activations import saved_bytes
 from chinchilla.planning.count import Batch, Product, num_params, parameters, products
-from chinchilla.planning.memory import takes_muon
+from chinchilla.planning.memory import muon_matrices
 from chinchilla.planning.step_model import gradient_work, update_work
 from chinchilla.planning.step_model import newton_schulz_flops as newton_schulz_flops
 
@@ -189,7 +189,7 @@ def _roofline(
 def optimizer_time(shape: Shape, machine: Machine, optimizer: OptimizerKind, precision: Precision) -> float:
     """Seconds of one update: traffic over the parameters, and Muon's Newton-Schulz products, in the run's precision."""
     tensors = parameters(shape)
-    muon = [sizes for name, sizes in tensors.items() if optimizer == "muon" and takes_muon(name, sizes)]
+    muon = muon_matrices(tensors) if optimizer == "muon" else []
     muon_numbers = sum(map(prod, muon))
     adamw_numbers = sum(map(prod, tensors.values())) - muon_numbers
     traffic = 4 * (ADAMW_PASSES * adamw_numbers + MUON_PASSES * muon_numbers)

@@ -82,7 +82,7 @@ def state(shape: Shape, optimizer: OptimizerKind, ema: bool, adapter: Adapter | 
 def tensor_state(tensors: Mapping[str, tuple[int, ...]], optimizer: OptimizerKind, ema: bool) -> State:
     """What some trained tensors, by their names, take of it."""
     numbers = sum(map(prod, tensors.values()))
-    muon = [prod(sizes) for name, sizes in tensors.items() if optimizer == "muon" and takes_muon(name, sizes)]
+    muon = [prod(sizes) for sizes in muon_matrices(tensors)] if optimizer == "muon" else []
     adamw = 2 * (numbers - sum(muon)) + len(tensors) - len(muon)
     return State(
         weights=FP32 * numbers,
@@ -93,8 +93,13 @@ def tensor_state(tensors: Mapping[str, tuple[int, ...]], optimizer: OptimizerKin
 
 
 def takes_muon(name: str, sizes: tuple[int, ...]) -> bool:
-    """Whether Muon trains this parameter: matrices do, but not the vocabulary's and the positions' tables."""
-    return len(sizes) == 2 and not name.startswith(("embed.", "head."))
+    """Whether Muon trains this parameter: kernels, and matrices but for tables (words, positions) and heads."""
+    return len(sizes) == 4 or (len(sizes) == 2 and not name.startswith(("embed.", "head.")))
+
+
+def muon_matrices(tensors: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:
+    """Rows and columns of all that Muon trains: a convolution's kernel has all that an output sees in a row."""
+    return [(sizes[0], prod(sizes[1:])) for name, sizes in tensors.items() if takes_muon(name, sizes)]
 
 
 def memory(
@@ -200,6 +205,6 @@ def _update(shape: Shape, optimizer: OptimizerKind, precision: Precision) -> int
     """
     if optimizer == "adamw":
         return 0
-    matrices = (sizes for name, sizes in parameters(shape).items() if takes_muon(name, sizes))
+    matrices = muon_matrices(parameters(shape))
     size = BYTES[precision]
     return max((FP32 + 2 * size) * prod(sizes) + 2 * size * min(sizes) ** 2 for sizes in matrices)

@@ -18,7 +18,7 @@ from chinchilla.config.plan import OptimizerKind
 from chinchilla.config.shape import Shape
 from chinchilla.planning.activations import parts
 from chinchilla.planning.count import Batch, parameters, products
-from chinchilla.planning.memory import takes_muon
+from chinchilla.planning.memory import muon_matrices
 
 Floats = NDArray[np.float64]
 
@@ -91,7 +91,7 @@ def gradient_work(shape: Shape, batch: Batch, precision: Precision) -> dict[str,
 def update_work(shape: Shape, optimizer: OptimizerKind) -> dict[str, float]:
     """Work of one update, in `UPDATE_UNITS`."""
     tensors = parameters(shape)
-    muon = [sizes for name, sizes in tensors.items() if optimizer == "muon" and takes_muon(name, sizes)]
+    muon = muon_matrices(tensors) if optimizer == "muon" else []
     muon_numbers = sum(map(prod, muon))
     return {
         "adamw": sum(map(prod, tensors.values())) - muon_numbers,

@@ -17,7 +17,7 @@ from chinchilla.config.units import show_bytes, show_count
 from chinchilla.planning.count import Batch, Product, has_cross, parameters, products, stacks
 from chinchilla.planning.latency import Request
 from chinchilla.planning.machine import newton_schulz_flops
-from chinchilla.planning.memory import takes_muon
+from chinchilla.planning.memory import muon_matrices
 from chinchilla.planning.operators import BYTES, FP32, INT64, LONGEST_PLAIN
 from chinchilla.planning.stems import convs
 from chinchilla.planning.step_model import NEWTON_SCHULZ_STEPS
@@ -216,17 +216,15 @@ def _attention(shape: Shape, rows: int, key_rows: int, keys: int, size: int) -> 
 
 def _update(shape: Shape, optimizer: OptimizerKind, precision: Precision) -> tuple[int, int]:
     """Bytes and FLOPs of clipping and one update."""
-    moved = done = 0
-    for name, sizes in parameters(shape).items():
-        if optimizer == "muon" and takes_muon(name, sizes):
-            short, long = sorted(sizes)
-            done += newton_schulz_flops(*sizes)
-            # Rounds of three products, with factors and result.
-            rounds = NEWTON_SCHULZ_STEPS * BYTES[precision] * 5 * (short * long + short * short)
-            moved += FP32 * (CLIP_PASSES + MUON_PASSES) * prod(sizes) + rounds
-        else:
-            moved += FP32 * (CLIP_PASSES + ADAMW_PASSES) * prod(sizes)
-    return moved, done
+    tensors = parameters(shape)
+    muon = muon_matrices(tensors) if optimizer == "muon" else []
+    numbers, muon_numbers = sum(map(prod, tensors.values())), sum(map(prod, muon))
+    moved = FP32 * ((CLIP_PASSES + ADAMW_PASSES) * numbers + (MUON_PASSES - ADAMW_PASSES) * muon_numbers)
+    for rows, columns in muon:
+        short = min(rows, columns)
+        # Rounds of three products, with factors and result.
+        moved += NEWTON_SCHULZ_STEPS * BYTES[precision] * 5 * (rows * columns + short * short)
+    return moved, sum(newton_schulz_flops(*sizes) for sizes in muon)
 
 
 def _sorted(moved: Counter[str], done: Counter[str]) -> list[Traffic]:

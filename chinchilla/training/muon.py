@@ -24,7 +24,9 @@ much shorter (Polar Express, section 4.4)."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; decoupled weight decay. For matrices only.
+    """Nesterov momentum, orthogonalised; decoupled weight decay. For matrices, and kernels of convolutions as such.
+
+    A kernel (outputs, inputs, height, width) is the matrix of each output by all that it sees.
 
     An update is scaled by 0.2·√max(rows, columns), as large as AdamW's usual one, so that its rates carry over (Liu
     2025, eq. 4). Its products are made in `dtype`: bf16 is enough, but a processor without bf16 products takes 10 to
@@ -52,13 +54,15 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[matrix]
-        if not state:
+        if "momentum_buffer" not in state:
+            state.clear()  # what AdamW kept, of a run from before Muon took convolutions
             state["momentum_buffer"] = torch.zeros_like(matrix)
         momentum = state["momentum_buffer"]
         momentum.lerp_(gradient, 1 - group["momentum"])
-        direction = orthogonal(gradient.lerp(momentum, group["momentum"]).to(self.dtype))
+        ahead = gradient.lerp(momentum, group["momentum"]).flatten(1)
+        direction = orthogonal(ahead.to(self.dtype)).view_as(matrix)
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(direction, alpha=-group["lr"] * 0.2 * max(matrix.shape) ** 0.5)
+        matrix.add_(direction, alpha=-group["lr"] * 0.2 * max(ahead.shape) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimizers: torch's AdamW (Loshchilov 2019), or Muon for the matrices inside blocks and AdamW for the rest."""
+"""Optimizers: torch's AdamW (Loshchilov 2019); Muon for the matrices inside blocks and for convolutions."""
 
 import re
 from collections.abc import Mapping
@@ -110,13 +110,14 @@ def _update(part: torch.optim.Optimizer) -> None:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices that map hidden states to hidden states, and all other parameters; frozen ones are in neither.
+    """What maps hidden states to hidden states (matrices, kernels), and all other parameters; frozen ones in neither.
 
     Embedding tables and heads are matrices too, but their rows are words: Muon is not meant for them.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in trained(model).items():
-        hidden = parameter.dim() == 2 and not name.startswith(("embed.", "head."))
-        (matrices if hidden else rest).append(parameter)
+        matrix = parameter.dim() == 2 and not name.startswith(("embed.", "head."))
+        kernel = parameter.dim() == 4
+        (matrices if matrix or kernel else rest).append(parameter)
     return matrices, rest

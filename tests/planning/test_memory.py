@@ -251,9 +251,11 @@ def test_the_constants_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("variant", [{}, {"bias": True, "norm": "layer", "position": "learned", "reconstruct": True}])
+@pytest.mark.parametrize(
+    "variant", [{}, {"bias": True, "norm": "layer", "position": "learned", "reconstruct": True}, IMAGES[-1]]
+)
 def test_state_is_what_torch_holds(optimizer: str, variant: dict[str, object]) -> None:
-    shape = SMALL.model_copy(update=variant)
+    shape = with_stem(variant, {})[0] if "stem" in variant else SMALL.model_copy(update=variant)
     model = Transformer(shape)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -271,8 +273,11 @@ def test_state_is_what_torch_holds(optimizer: str, variant: dict[str, object]) -
     assert counted.total == counted.optimizer + 4 * counted.weights
 
 
-def test_muon_takes_what_the_trainer_gives_it() -> None:
+@pytest.mark.parametrize("stem", [None, IMAGES[0], IMAGES[-1], TABLES[0]], ids=str)
+def test_muon_takes_what_the_trainer_gives_it(stem: dict[str, object] | None) -> None:
     shape = SMALL.model_copy(update={"tied_embeddings": False, "position": "learned", "reconstruct": True})
+    if stem is not None:
+        shape, _ = with_stem(stem, {"position": "learned"})
     model = Transformer(shape)
     given = {id(parameter) for parameter in split_parameters(model)[0]}
     assert given

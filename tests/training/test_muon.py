@@ -42,6 +42,7 @@ def test_each_polynomial_is_the_best_for_what_the_one_before_leaves() -> None:
 
 
 DTYPES = [torch.bfloat16, torch.float32]
+CHANNELS_LAST = torch.channels_last
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -100,3 +101,26 @@ def test_what_torchs_muon_kept_is_taken_on() -> None:
     names = [list(each.state_dict()["state"][0]) for each in (theirs, ours)]
     assert names[0] == names[1] == ["momentum_buffer"]
     torch.testing.assert_close(*(each.state_dict()["state"][0]["momentum_buffer"] for each in (theirs, ours)))
+
+
+def test_a_kernel_is_the_matrix_of_each_output_by_all_that_it_sees() -> None:
+    flat, gradient = matrix(6, 36, 0.1), matrix(6, 36, 0.2, seed=1)
+    alike = [nn.Parameter(flat.clone()), nn.Parameter(flat.view(6, 4, 3, 3).contiguous(memory_format=CHANNELS_LAST))]
+    for parameter in alike:
+        # A convolution's gradient has its channels last in memory where its input has.
+        last = {"memory_format": CHANNELS_LAST} if parameter.dim() == 4 else {}
+        parameter.grad = gradient.view(parameter.shape).contiguous(**last)
+        Muon([parameter], lr=0.02, weight_decay=0.1, dtype=torch.float32).step()
+    torch.testing.assert_close(alike[1].detach().flatten(1), alike[0].detach())
+
+
+def test_a_state_of_adamw_is_let_go() -> None:
+    """Runs from before Muon took convolutions have one."""
+    old, new = (nn.Parameter(matrix(6, 9, 0.1).view(6, 1, 3, 3)) for _ in range(2))
+    taken, fresh = Muon([old], lr=0.02), Muon([new], lr=0.02)
+    taken.state[old] = {"step": torch.tensor(3.0), "exp_avg": torch.ones(6, 1, 3, 3)}
+    for parameter, optimizer in ((old, taken), (new, fresh)):
+        parameter.grad = matrix(6, 9, 0.2, seed=1).view(6, 1, 3, 3)
+        optimizer.step()
+    assert list(taken.state[old]) == ["momentum_buffer"]
+    assert torch.equal(old, new)

@@ -4,6 +4,7 @@ Where no published law holds, the plan comes from a few short runs. Successive h
 every candidate the same time, keeps the better half by predicted final loss, and gives those more time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -49,19 +50,23 @@ class Prior:
     """What a task's loss curves were like: floor + gain · tokens^-exponent.
 
     The floor is a share of the loss at the end of a probe, for a model of `PRIOR_PARAMS`; it falls with the size as
-    N^-size_exponent.
+    N^-size_exponent. `chance` is the loss of knowing nothing, `least` what no model comes below.
     """
 
     floor: float
     exponent: float
     size_exponent: float
+    chance: float = math.inf
+    least: float = 0.0
 
 
 PRIORS: dict[TaskName, Prior] = {
     "translate": Prior(floor=0.15, exponent=0.7, size_exponent=0.35),
     "generate": Prior(floor=0.5, exponent=0.28, size_exponent=0.2),
+    "classify_image": Prior(floor=0.03, exponent=0.9, size_exponent=0.0),
 }
-"""From a few runs of minutes each (docs/planning.md): a source leaves little to guess, running text much."""
+"""From a few runs of minutes each (docs/planning.md): a source leaves little to guess, running text much; digits fall
+from chance to next to nothing within a few batches, once it begins."""
 
 UNTRIED: dict[Family, Prior] = {
     "encoder-decoder": PRIORS["translate"],
@@ -75,11 +80,19 @@ TABLES = Prior(floor=0.9, exponent=0.3, size_exponent=0.0)
 """A guess: what a table's columns leave open no model learns, however large."""
 
 
-def prior_of(task: TaskName) -> Prior:
-    """What a task's loss curves were like, or those of tasks like it."""
-    if task == "classify_table":
-        return TABLES
-    return PRIORS.get(task, UNTRIED[FAMILIES[task]])
+NOTHING = 0.9
+"""Share of chance's loss above which a curve of classes has nothing to show yet."""
+
+
+def prior_of(task: TaskName, num_classes: int = 0, smoothing: float = 0.0) -> Prior:
+    """What a task's loss curves were like, or those of tasks like it; where there are classes, between which bounds.
+
+    A model that learns smoothed labels gives the right class no more than 1 - smoothing · (1 - 1 / num_classes).
+    """
+    found = TABLES if task == "classify_table" else PRIORS.get(task, UNTRIED[FAMILIES[task]])
+    if not num_classes:
+        return found
+    return replace(found, chance=math.log(num_classes), least=-math.log(1 - smoothing * (1 - 1 / num_classes)))
 
 
 @dataclass(frozen=True)
@@ -135,8 +148,8 @@ def predict_loss(
 
     `curve` holds (tokens seen, loss) in order. The form is L(D) = floor + B·D^-beta with D in effective tokens, so that
     repeats beyond `unique_tokens` are worth less. Floor and beta have the task's priors, and larger models
-    a lower floor. All pairs on a grid are weighed by how well they fit (a grid
-    posterior), so that a short curve gives a wide answer instead of a wrong one.
+    a lower floor. All pairs on a grid are weighed by how well they fit (a grid posterior), so that a short curve gives
+    a wide answer instead of a wrong one. Where a curve of classes is still near chance, the prior stands alone.
 
     Raises:
         DataError: no curve, tokens that don't grow, or a loss that is not a positive, finite number.
@@ -150,10 +163,10 @@ def predict_loss(
     spread = float(np.hypot(LEAST_SPREAD, SPREAD_A_DECADE * np.log10(reach)))
     gain = DECAY_GAIN if tokens > seen[-1] else 1.0
     height = 1.0 if valid_loss is None else valid_loss / _level(fresh[late], losses[late])
-    low, middle, high = (gain * height * value for value in _quantiles(values, weights))
+    low, middle, high = (max(prior.least, gain * height * value) for value in _quantiles(values, weights))
     measured = tokens <= NEAR * seen[-1] and tokens <= unique_tokens
     return Estimate(
-        p10=low / (1 + spread),
+        p10=max(prior.least, low / (1 + spread)),
         p50=middle,
         p90=high * (1 + spread),
         unit="nats/token",
@@ -199,7 +212,8 @@ def _posterior(seen: Floats, losses: Floats, reach: float, prior: Prior) -> tupl
     fitted = floors[:, :, None] + (level - floors)[:, :, None] * seen ** -exponents[:, :, None]
     misfit = np.square(np.log(fitted / losses)).mean(2)
     noise = max(MISFIT, float(np.sqrt(misfit.min())))
-    log_weight = -0.5 * misfit / noise**2 * min(len(seen), LATEST)
+    told = min(len(seen), LATEST) if level < NOTHING * prior.chance else 0
+    log_weight = -0.5 * misfit / noise**2 * told
     log_weight -= 0.5 * np.square(np.log(floors / (prior.floor * level)) / FLOOR_SPREAD)
     log_weight -= 0.5 * np.square(np.log(exponents / prior.exponent) / EXPONENT_SPREAD)
     values = floors + (level - floors) * reach**-exponents

@@ -316,7 +316,7 @@ def _by_law(
         valid_loss=None,
         eval_time_s=None,
         unique_tokens=prepared.facts.unique_tokens,
-        prior=halving.prior_of(prepared.facts.task),
+        prior=_prior(prepared, draft),
         law=BESIROGLU,
         rivals=front.by_published_law(
             BESIROGLU,
@@ -380,7 +380,7 @@ def _by_probes(
         valid_loss=valid_loss,
         eval_time_s=eval_time_s,
         unique_tokens=prepared.facts.unique_tokens,
-        prior=halving.prior_of(prepared.facts.task),
+        prior=_prior(prepared, best.trainer.training),
         answer=answer,
         rivals=front.by_probes(seen, best.shape),
     )
@@ -463,7 +463,7 @@ def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: 
     ahead = prepared.run.train.steps or time_s / (pace_now * candidate.roofline_s)
     reach = candidate.trainer.progress.tokens / candidate.trainer.progress.step * ahead
     num_params = count.num_params(candidate.shape)
-    prior = halving.prior_of(prepared.facts.task)
+    prior = _prior(prepared, candidate.trainer.training)
     predicted = halving.predict_loss(candidate.curve, num_params, max(reach, tokens), unique, prior)
     return Probe(
         shape=candidate.shape,
@@ -476,6 +476,12 @@ def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: 
         loss=candidate.curve[-1][1],
         predicted_loss=predicted.p50,
     )
+
+
+def _prior(prepared: Prepared, training: Training) -> halving.Prior:
+    """What is known of the curve before it begins; a loss of boxes has no chance's loss among classes."""
+    facts = prepared.facts
+    return halving.prior_of(facts.task, 0 if facts.boxes else facts.num_classes, training.label_smoothing)
 
 
 def _name(shape: Shape) -> str:

@@ -1,17 +1,20 @@
 """Probe runs: rounds, survivors, and losses predicted from the beginning of a curve."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 from chinchilla.config.errors import DataError
 from chinchilla.config.plan import Probe
 from chinchilla.config.shape import Shape
-from chinchilla.planning.halving import DECAY_GAIN, Prior, predict_loss, rounds, survivors
+from chinchilla.planning.halving import DECAY_GAIN, Prior, predict_loss, prior_of, rounds, survivors
 from chinchilla.planning.laws import effective_tokens
 
 SHAPE = Shape(vocab_size=9, dim=4, num_heads=1, num_kv_heads=1, head_dim=4, ffn_dim=8, num_decoder_layers=1)
@@ -165,3 +168,26 @@ def test_a_curve_that_falls_faster_promises_more() -> None:
 def test_a_useless_curve_is_refused(points: list[tuple[float, float]], problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         predict_loss(points, 1000, 1e6, 1e9, PRIOR)
+
+
+def test_a_curve_that_is_still_near_chance_leaves_the_prior_alone() -> None:
+    """Digits: 2.30 after 2,000 images and 0.12 after 100,000, of which the plateau says nothing."""
+    digits = prior_of("classify_image", 10, smoothing=0.1)
+    plateau = [(float(seen), 2.30 - seen / 1e5) for seen in range(200, 2201, 200)]
+    found = predict_loss(plateau, 170_000, 1e5, 58_000, digits)
+    assert found.p10 < 0.117 < found.p90
+    assert found.p50 < 0.3
+    # The same plateau where chance is far above it is what the loss is like.
+    for elsewhere in (replace(digits, chance=5.0), prior_of("classify_image")):
+        assert predict_loss(plateau, 170_000, 1e5, 58_000, elsewhere).p10 > found.p90
+
+
+def test_no_loss_is_foretold_below_what_smoothed_labels_leave() -> None:
+    """What minimises the smoothed loss over 10 classes gives the right one 0.91: -ln 0.91 = 0.094."""
+    digits = prior_of("classify_image", 10, smoothing=0.1)
+    logits = minimize(lambda z: -0.91 * log_softmax(z)[0] - 0.01 * log_softmax(z)[1:].sum(), np.zeros(10)).x
+    assert digits.least == pytest.approx(-log_softmax(logits)[0], rel=1e-3)
+    falling = curve(0.0, 0.2 * 2e4**0.9, 0.9, np.linspace(5e3, 2e4, 12))
+    assert predict_loss(falling, 170_000, 1e6, 1e9, digits).p10 == digits.least
+    assert prior_of("classify_text", 2).least == 0
+    assert prior_of("generate").chance == math.inf

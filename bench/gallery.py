@@ -1,0 +1,173 @@
+"""The gallery of tasks, docs/gallery.md, from the runs and the table that bench/tasks.py has left.
+
+    python bench/gallery.py
+
+The page is written from bench/results/tasks.csv alone. Pictures are drawn of every first-seed run of ours that is still
+in runs/bench, into docs/gallery/, and stay there when runs are gone: a classifier's confusion matrix and calibration,
+what an image's class was read from (`chinchilla explain`), and boxes on test images (`chinchilla predict`).
+"""
+
+import base64
+import csv
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from tasks import CASES, OURS, RESULTS, RUNS, Bench, Case, found
+
+from chinchilla.data.sources import default_cache
+from chinchilla.reporting.class_plots import calibration_chart, confusion_chart
+
+DOCS = Path(__file__).parent.parent / "docs"
+PICTURES = DOCS / "gallery"
+SHOWN, WIDE = 6, 3
+"""Images with boxes, and how many stand in a row."""
+
+ENLARGED = 2
+COLOURS = ("#e4572e", "#17bebb", "#ffc914", "#76b041", "#a06cd5", "#4f86f7", "#ff7aa2", "#9c6644", "#c0c0c0")
+TITLES = {
+    "confusion": "Confusion matrix",
+    "calibration": "How sure, how right",
+    "explained": "Image, what spoke for its class, where attention lay",
+    "boxes": "Boxes found in test images",
+}
+HEAD = """# Gallery
+
+Every task on real data, trained by `chinchilla train` within its seconds, reading and planning included, against what
+others make of the same examples, threads and seconds. Each number is of test data that nothing was chosen by: the mean
+of the seeds, and their standard deviation. Made by `bench/tasks.py` and `bench/gallery.py`; how each side is trained
+stands in the former. What is not here has not been measured.
+"""
+
+
+def run(*words: str | Path) -> str:
+    """What the command line prints."""
+    command = [sys.executable, "-m", "chinchilla", *map(str, words)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def draw(case: Case, folder: Path) -> None:
+    """The pictures of one run."""
+    details = json.loads((folder / "results.json").read_text("utf-8")).get("details", {})
+    for name, chart in (("confusion", confusion_chart(details)), ("calibration", calibration_chart(details))):
+        if chart:
+            (PICTURES / f"{case.data}-{name}.svg").write_text(chart + "\n", "utf-8")
+    if case.task == "detect":
+        boxes(case, folder).save(PICTURES / f"{case.data}-boxes.png")
+    elif case.task == "classify_image" and case.data != "mnist":  # whose test images are in no files
+        explained(case, folder).save(PICTURES / f"{case.data}-explained.png")
+
+
+def test_images(case: Case) -> list[Path]:
+    """Of the case's data."""
+    folder = default_cache() / case.data / "test"
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
+
+
+def boxes(case: Case, folder: Path) -> Image.Image:
+    """Test images with what was found in them."""
+    every = test_images(case)
+    chosen = every[:: max(1, len(every) // SHOWN)][:SHOWN]
+    images = []
+    for path in chosen:
+        answer = json.loads(run("predict", folder, path, "--json"))
+        images.append(with_boxes(Image.open(path).convert("RGB"), answer))
+    return side_by_side(images, WIDE)
+
+
+def with_boxes(image: Image.Image, answer: dict[str, Any]) -> Image.Image:
+    """The image, larger, with boxes, classes and scores."""
+    image = image.resize((ENLARGED * image.width, ENLARGED * image.height))
+    pen, names = ImageDraw.Draw(image), sorted({box["label"] for box in answer["boxes"]})
+    for box in answer["boxes"]:
+        colour = COLOURS[names.index(box["label"]) % len(COLOURS)]
+        left, top, right, bottom = (ENLARGED * value for value in box["box"])
+        pen.rectangle((left, top, right, bottom), outline=colour, width=2)
+        pen.text((left + 3, top + 2), f"{box['label']} {box['score']:.2f}", fill=colour)
+    return image
+
+
+def explained(case: Case, folder: Path) -> Image.Image:
+    """A test image, its attributions and its attention, as the page of `explain` shows them."""
+    page = folder / "explain.html"
+    run("explain", folder, test_images(case)[0], "--out", page)
+    found = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page.read_text("utf-8"))
+    return side_by_side([Image.open(io.BytesIO(base64.b64decode(each))).convert("RGB") for each in found], len(found))
+
+
+def side_by_side(images: list[Image.Image], columns: int) -> Image.Image:
+    """Images in rows, each in a field as large as the largest."""
+    width, height = max(each.width for each in images), max(each.height for each in images)
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * width, index // columns * height))
+    return sheet
+
+
+def page(table: list[dict[str, str]]) -> Iterator[str]:
+    """The gallery's lines."""
+    yield HEAD
+    for case in CASES:
+        rows = [row for row in table if row["data"] == case.data and row["budget_s"] == str(case.budget_s)]
+        if not rows:
+            continue
+        yield f"## {case.task}: {case.data}\n"
+        machines = sorted({f"{row['machine']}, torch {row['torch']}" for row in rows})
+        yield f"{case.budget_s} s each; {'; '.join(machines)}.\n"
+        yield from results(case, rows)
+        for name, title in TITLES.items():
+            for path in sorted(PICTURES.glob(f"{case.data}-{name}.*")):
+                yield f"{title}:\n\n![{title} of {case.data}](gallery/{path.name})\n"
+
+
+def results(case: Case, rows: list[dict[str, str]]) -> Iterator[str]:
+    """The table of one case: a line a side."""
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        values[row["side"]][row["metric"]].append(float(row["value"]))
+    metrics = [metric for metric in case.metrics if any(metric in found for found in values.values())]
+    columns = ["side", "parameters", "training, s", "planned, s", "seeds", *(f"`{each}`" for each in metrics)]
+    yield "| " + " | ".join(columns) + " |"
+    yield "|---" * len(columns) + "|"
+    for side, measured in values.items():
+        own = [row for row in rows if row["side"] == side and row["metric"] in metrics[:1]]
+        seconds = [statistics.fmean(float(row[name]) for row in own if row[name]) if own and own[0][name] else None
+                   for name in ("train_s", "planned_train_s")]  # fmt: skip
+        told = ["" if each is None else f"{each:.0f}" for each in seconds]
+        cells = [f"**{side}**" if side == OURS else side, own[0]["num_params"], *told, str(len(own))]
+        yield "| " + " | ".join([*cells, *(mean(measured[metric]) for metric in metrics)]) + " |"
+    yield ""
+
+
+def mean(found: list[float]) -> str:
+    """Of the seeds, with their deviation."""
+    if not found:
+        return ""
+    spread = f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.4f}{spread}"
+
+
+def main() -> None:
+    """Draw and write."""
+    PICTURES.mkdir(exist_ok=True)
+    bench = Bench(RUNS, torch.get_num_threads(), 1.0)
+    for case in CASES:
+        if made := found(bench.name(case.data, OURS, 0), bench):
+            draw(case, made.path)
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    (DOCS / "gallery.md").write_text("\n".join(page(table)), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,9 +22,16 @@ from chinchilla.planning.machine import step_time
 from chinchilla.planning.room import Room
 
 DIMS = (128, 192, 256, 320, 384, 512, 640, 768)
+IMAGE_DIMS = (64, 96)
+"""Widths for images below those, where convolutions do most of the work; with the fewest layers only."""
+
 LAYERS = (2, 3, 4, 6, 8)
 ASPECT = (60, 128)
 """Channels a layer of a stack: outside this a model is needlessly deep or flat."""
+
+TYPICAL, TYPICAL_IMAGES = 5e6, 1.65e6
+"""Parameters that do well with 1e14 FLOPs, and where images are put in classes: there 172 thousand did as well on
+digits as 678 thousand with five times the FLOPs (docs/images.md)."""
 
 FAR = 1.75
 """Factor on the rule of thumb's size beyond which a shape is not probed."""
@@ -101,6 +108,11 @@ class Facts(Frozen):
         rows = typical_batch(tokens / (1 - self.padding), self.mean_source_len, self.mean_target_len)
         labelled = round(rows.loss_rows * (1 - self.padding))
         return replace(rows, labelled=labelled, packed=self.packed)
+
+    def typical_params(self, flops: float) -> float:
+        """Parameters that do well with a budget of FLOPs: see the function."""
+        at_1e14 = TYPICAL_IMAGES if isinstance(self.stem, ImageStem) and not self.boxes else TYPICAL
+        return typical_params(flops, self.sparsity, self.unique_tokens, at_1e14)
 
     @property
     def request(self) -> Request:
@@ -191,8 +203,8 @@ def expected_tokens(
     return batch.loss_rows * time_s / step_time(shape, batch, machine, precision, optimizer).total_s
 
 
-def typical_params(flops: float, sparsity: float = 1.0, unique: float = math.inf) -> float:
-    """Parameters that do well with a budget far below the laws' range: 5M at 1e14 FLOPs, growing as C^0.4.
+def typical_params(flops: float, sparsity: float = 1.0, unique: float = math.inf, at_1e14: float = TYPICAL) -> float:
+    """Parameters that do well with a budget far below the laws' range: `at_1e14` FLOPs so many, growing as C^0.4.
 
     A rule of thumb from runs of minutes on 2 cores (docs/planning.md), where the published laws would say a seventh;
     it meets them near 1e19. Probe runs decide among the shapes around it. Where a label takes `sparsity` positions,
@@ -200,8 +212,8 @@ def typical_params(flops: float, sparsity: float = 1.0, unique: float = math.inf
     A budget that would show `unique` labels more than `MOST_EPOCHS` times is worth as many parameters as one that
     does not: what few labels teach, a larger model would only learn by heart.
     """
-    worth = (MOST_EPOCHS * unique * FLOPS_PER_PARAM_TOKEN * 5e6 / 1e14**0.4) ** (1 / 0.6)
-    return 5e6 * (min(flops / sparsity, worth) / 1e14) ** 0.4
+    worth = (MOST_EPOCHS * unique * FLOPS_PER_PARAM_TOKEN * at_1e14 / 1e14**0.4) ** (1 / 0.6)
+    return at_1e14 * (min(flops / sparsity, worth) / 1e14) ** 0.4
 
 
 def near(shapes: Sequence[Shape], wanted: float, most: int) -> list[Shape]:
@@ -227,7 +239,7 @@ def smallest(facts: Facts, fixed: Model, held_to: Sequence[Bound]) -> Shape:
         BudgetError: even it breaks a bound.
     """
     ladder = list(_ladder(facts, fixed))
-    least = of_depth(fixed.dim or DIMS[0], 1, facts, fixed)
+    least = of_depth(fixed.dim or widths(facts)[0], 1, facts, fixed)
     if not all(bound.holds(least) for bound in held_to):
         raise unfit(ladder, held_to)
     return least
@@ -269,11 +281,18 @@ def _ladder(facts: Facts, fixed: Model) -> Iterator[Shape]:
         raise UsageError(f"model.num_encoder_layers: `{facts.task}` has a decoder only; leave it out")
     if facts.family == "encoder" and fixed.num_decoder_layers:
         raise UsageError(f"model.num_decoder_layers: `{facts.task}` has an encoder only; leave it out")
-    for dim in [fixed.dim] if fixed.dim else DIMS:
+    free = not (fixed.dim or fixed.num_encoder_layers or fixed.num_decoder_layers)
+    for dim in [fixed.dim] if fixed.dim else widths(facts):
         for encoder, decoder in _depths(facts.family, fixed):
-            free = not (fixed.dim or fixed.num_encoder_layers or fixed.num_decoder_layers)
-            if not free or ASPECT[0] <= dim / max(encoder, decoder) <= ASPECT[1]:
+            layers = max(encoder, decoder)
+            narrow = dim in IMAGE_DIMS and layers == LAYERS[0]
+            if not free or narrow or ASPECT[0] <= dim / layers <= ASPECT[1]:
                 yield _checked(facts, fixed, dim, encoder, decoder)
+
+
+def widths(facts: Facts) -> tuple[int, ...]:
+    """Those that are tried for the data, narrowest first."""
+    return (*IMAGE_DIMS, *DIMS) if isinstance(facts.stem, ImageStem) else DIMS
 
 
 def _depths(family: Family, fixed: Model) -> list[tuple[int, int]]:

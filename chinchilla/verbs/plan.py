@@ -195,8 +195,8 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     """The settings that do not depend on the shape; steps and intervals are filled in at the end."""
     fixed = run.train
     flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
-    sparsity, unique = prepared.facts.sparsity, prepared.facts.unique_tokens
-    epochs = flops / sparsity / (6 * search.typical_params(flops, sparsity, unique)) / unique
+    facts = prepared.facts
+    epochs = flops / facts.sparsity / (6 * facts.typical_params(flops)) / facts.unique_tokens
     advice = law_advice(run, prepared, machine, flops)
     batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else _batch_labels(prepared.facts))
     optimizer = fixed.optimizer or ("muon" if run.adapter is None else "adamw")
@@ -262,7 +262,8 @@ def _refuse_tiny(time_s: float, prepared: Prepared, machine: Machine, draft: Tra
     facts = prepared.facts
     if prepared.start is not None:
         return  # a shape that is given has no smaller one to fall back on: its probe tells
-    smallest = search.build(facts, prepared.run.model, 128, *search.depth(facts.family, prepared.run.model, 2))
+    layers = search.depth(facts.family, prepared.run.model, search.LAYERS[0])
+    smallest = search.build(facts, prepared.run.model, search.widths(facts)[0], *layers)
     batch = facts.batch(draft.batch_tokens / draft.accumulation)
     step_s = step_time(smallest, batch, machine, draft.precision, draft.optimizer, draft.accumulation).estimate()
     if time_s < step_s.p10:

@@ -195,7 +195,7 @@ def _chosen(
         bought = [(shape, deadline.tokens) for shape in shapes]
     advised = None if own is None else best_shape(own, bought)
     fitting = len(shapes)
-    wanted = search.typical_params(flops, prepared.facts.sparsity, prepared.facts.unique_tokens)
+    wanted = prepared.facts.typical_params(flops)
     shapes = [advised.shape] if advised else search.near(shapes, wanted, most)
     drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))}) for shape in shapes}
     choice = _by_probes(drafts, probe_s, prepared, machine, time_s, deadline, tell)

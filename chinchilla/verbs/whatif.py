@@ -316,7 +316,7 @@ def _by_rule(
     """The shape nearest to the rule of thumb's size, among those that fit."""
     shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room, deadline)
     facts = prepared.facts
-    return search.near(shapes, search.typical_params(flops, facts.sparsity, facts.unique_tokens), 1)[0]
+    return search.near(shapes, facts.typical_params(flops), 1)[0]
 
 
 def _room(run: Run, prepared: Prepared, machine: Machine, draft: Training) -> Room:

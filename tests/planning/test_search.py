@@ -151,6 +151,12 @@ def test_an_image_s_label_counts_as_a_token_whatever_its_patches() -> None:
     assert scenes.sparsity == pytest.approx(79, rel=0.01)
     assert typical_params(1e14, digits.sparsity) == pytest.approx(typical_params(2e12))
     assert 0.5e6 < typical_params(6e13, digits.sparsity) < 1.5e6
+    # Digits want less than that: 172 thousand did as well as 678 thousand with five times the FLOPs.
+    assert 172_000 / FAR < digits.typical_params(6e13) < 172_000 * FAR
+    shapes = candidates(digits, MACHINE, Limits(), Model(), 600, ROOM)
+    assert [shape.dim for shape in near(shapes, 2.4e5, 5)] == [64, 96]
+    assert scenes.typical_params(1e14) == typical_params(1e14, scenes.sparsity, scenes.unique_tokens)
+    assert HELP.typical_params(1e12) == typical_params(1e12, 1.0, HELP.unique_tokens)
     columns = digits.model_copy(update={"task": "classify_table", "stem": TableStem(num_numeric=49)})
     assert columns.sparsity == 1
     assert build(digits, Model(), 128, 2, 0).activation == "gelu"

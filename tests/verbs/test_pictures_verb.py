@@ -141,16 +141,16 @@ def test_a_class_of_three_images_has_one_in_each_part(tmp_path):
     assert {example[1] for example in prepared.test} >= {"a", "b"}
 
 
-@pytest.mark.parametrize(("images", "dropout"), [(60_000, 0.0), (10_000, 0.1)])
+@pytest.mark.parametrize(("images", "dropout"), [(190_000, 0.0), (31_000, 0.1)])
 def test_dropout_waits_for_images_seen_often_whatever_their_patches(tmp_path, small_machine, images, dropout):
     run = run_of(write(tmp_path, ["a", "b"], 24), budget={"flops": 1e13})
     prepared = prepare(run)
     facts = prepared.facts.model_copy(update={"unique_tokens": images})
-    # By the rule of thumb 640,000 parameters, which see 150,000 images of 16 positions.
+    # By the rule of thumb 217,000 parameters, which see 480,000 images of 16 positions.
     assert facts.sparsity == 16
     training = draft_training(run, small_machine, replace(prepared, facts=facts), 60.0)
     assert training.dropout == dropout
-    # Convolutions are not Muon's, and learn at a lower rate than its matrices; who asks for half, has half of both.
+    # Positions and heads are not Muon's, and learn at a lower rate; who asks for half, has half of both.
     assert (training.optimizer, training.learning_rate, training.embedding_learning_rate) == ("muon", 5e-3, 1e-3)
     asked = run.model_copy(update={"train": run.train.model_copy(update={"learning_rate": 2.5e-3})})
     assert draft_training(asked, small_machine, prepared, 60.0).embedding_learning_rate == 5e-4

@@ -20,7 +20,7 @@ from step_time import every, read
 
 from chinchilla.parallel.calibrate import PRECISIONS, Case, Timed, cases
 from chinchilla.planning.count import parameters, products
-from chinchilla.planning.memory import takes_muon
+from chinchilla.planning.memory import muon_matrices
 from chinchilla.planning.step_model import gradient_work, nnls, update_work
 
 TABLES = ("step_time", "step_time_again", "step_time_third", "step_time_fourth")
@@ -57,9 +57,8 @@ def _matrices(case: Case) -> list[tuple[int, ...]]:
     return [size for size in parameters(case.shape).values() if len(size) == 2]
 
 
-def _muon(case: Case) -> list[tuple[int, ...]]:
-    named = parameters(case.shape).items()
-    return [size for name, size in named if case.optimizer == "muon" and takes_muon(name, size)]
+def _muon(case: Case) -> list[tuple[int, int]]:
+    return muon_matrices(parameters(case.shape)) if case.optimizer == "muon" else []
 
 
 # Name: gradients' change, updates' change, kinds that have one rate in both precisions.
@@ -111,7 +110,7 @@ def errors(timed: Sequence[Timed], variant: tuple[Change, Change, tuple[str, ...
     found = [each.case for each in timed]
     precisions = [case.precision for case in found]
     gradients = [change(c, gradient_work(c.shape, c.batch, c.precision)) for c in found]
-    updates = [change_update(c, update_work(c.shape, c.optimizer)) for c in found]
+    updates = [change_update(c, update_work(c.shape, c.optimizer, c.precision)) for c in found]
     parts = (
         (rows(gradients, precisions, shared), np.array([each.gradients_s for each in timed])),
         (rows(updates, precisions, list(updates[0])), np.array([each.update_s for each in timed])),

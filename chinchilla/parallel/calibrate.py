@@ -168,8 +168,8 @@ def calibrate(
 
 
 def fitted(timed: Sequence[Timed], threads: int, clock: Clock) -> tuple[Calibration, ...]:
-    """The fit of each precision's gradients, and of all updates together: those are the same in both."""
-    update = fit([Sample(update_work(t.case.shape, t.case.optimizer), t.update_s) for t in timed])
+    """The fit of each precision's gradients, and of all updates together: only Muon's products differ."""
+    update = fit([Sample(update_work(t.case.shape, t.case.optimizer, t.case.precision), t.update_s) for t in timed])
     return tuple(
         _calibration([t for t in timed if t.case.precision == p], p, update, threads, clock) for p in PRECISIONS
     )

@@ -50,7 +50,7 @@ class Prior:
     """What a task's loss curves were like: floor + gain · tokens^-exponent.
 
     The floor is a share of the loss at the end of a probe, for a model of `PRIOR_PARAMS`; it falls with the size as
-    N^-size_exponent. `chance` is the loss of knowing nothing, `least` what no model comes below.
+    N^-size_exponent. `chance` is the loss of knowing nothing, `least` that of labels learned perfectly.
     """
 
     floor: float
@@ -81,16 +81,16 @@ TABLES = Prior(floor=0.9, exponent=0.3, size_exponent=0.0)
 
 
 NOTHING = 0.9
-"""Share of chance's loss above which a curve of classes has nothing to show yet."""
+"""Share of chance's loss above which a curve of images' classes has nothing to show yet."""
 
 
 def prior_of(task: TaskName, num_classes: int = 0, smoothing: float = 0.0) -> Prior:
-    """What a task's loss curves were like, or those of tasks like it; where there are classes, between which bounds.
+    """What a task's loss curves were like, or those of tasks like it; of images' classes, between which bounds.
 
-    A model that learns smoothed labels gives the right class no more than 1 - smoothing · (1 - 1 / num_classes).
+    What learns smoothed labels perfectly gives the right class 1 - smoothing · (1 - 1 / num_classes).
     """
     found = TABLES if task == "classify_table" else PRIORS.get(task, UNTRIED[FAMILIES[task]])
-    if not num_classes:
+    if task != "classify_image" or num_classes == 0:
         return found
     return replace(found, chance=math.log(num_classes), least=-math.log(1 - smoothing * (1 - 1 / num_classes)))
 
@@ -149,7 +149,7 @@ def predict_loss(
     `curve` holds (tokens seen, loss) in order. The form is L(D) = floor + B·D^-beta with D in effective tokens, so that
     repeats beyond `unique_tokens` are worth less. Floor and beta have the task's priors, and larger models
     a lower floor. All pairs on a grid are weighed by how well they fit (a grid posterior), so that a short curve gives
-    a wide answer instead of a wrong one. Where a curve of classes is still near chance, the prior stands alone.
+    a wide answer instead of a wrong one. One that begins near chance shows no form: the prior stands alone.
 
     Raises:
         DataError: no curve, tokens that don't grow, or a loss that is not a positive, finite number.
@@ -212,7 +212,7 @@ def _posterior(seen: Floats, losses: Floats, reach: float, prior: Prior) -> tupl
     fitted = floors[:, :, None] + (level - floors)[:, :, None] * seen ** -exponents[:, :, None]
     misfit = np.square(np.log(fitted / losses)).mean(2)
     noise = max(MISFIT, float(np.sqrt(misfit.min())))
-    told = min(len(seen), LATEST) if level < NOTHING * prior.chance else 0
+    told = min(len(seen), LATEST) if losses.max() < NOTHING * prior.chance else 0
     log_weight = -0.5 * misfit / noise**2 * told
     log_weight -= 0.5 * np.square(np.log(floors / (prior.floor * level)) / FLOOR_SPREAD)
     log_weight -= 0.5 * np.square(np.log(exponents / prior.exponent) / EXPONENT_SPREAD)

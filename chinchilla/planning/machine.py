@@ -144,7 +144,7 @@ def _fitted(
     # Budgets are wall time: a fit by the processor's clock is lengthened by what steps waited when it was made.
     waiting = max(1.0, known.waiting)
     gradients = _terms_s(known.gradients, gradient_work(shape, batch, precision), waiting)
-    update_s = sum(_terms_s(known.update, update_work(shape, optimizer), waiting).values())
+    update_s = sum(_terms_s(known.update, update_work(shape, optimizer, precision), waiting).values())
     spread = _joined_spread(known, accumulation * sum(gradients.values()), update_s)
     seen = covers(known, shape)
     return StepTime(

@@ -37,9 +37,10 @@ UPDATE_UNITS = {
     "adamw tensors": "call",
     "muon": "number",
     "muon tensors": "call",
-    "newton-schulz": "FLOP",
+    "newton-schulz fp32": "FLOP",
+    "newton-schulz bf16": "FLOP",
 }
-"""Kinds of work in an update."""
+"""Kinds of work in an update; Muon's products are in the run's precision."""
 
 NEWTON_SCHULZ_STEPS = 3
 """As many as `training.muon` takes."""
@@ -88,17 +89,18 @@ def gradient_work(shape: Shape, batch: Batch, precision: Precision) -> dict[str,
     }
 
 
-def update_work(shape: Shape, optimizer: OptimizerKind) -> dict[str, float]:
+def update_work(shape: Shape, optimizer: OptimizerKind, precision: Precision) -> dict[str, float]:
     """Work of one update, in `UPDATE_UNITS`."""
     tensors = parameters(shape)
     muon = muon_matrices(tensors) if optimizer == "muon" else []
-    muon_numbers = sum(map(prod, muon))
+    muon_numbers, flops = sum(map(prod, muon)), sum(newton_schulz_flops(*sizes) for sizes in muon)
     return {
         "adamw": sum(map(prod, tensors.values())) - muon_numbers,
         "adamw tensors": len(tensors) - len(muon),
         "muon": muon_numbers,
         "muon tensors": len(muon),
-        "newton-schulz": sum(newton_schulz_flops(*sizes) for sizes in muon),
+        "newton-schulz fp32": flops if precision == "fp32" else 0,
+        "newton-schulz bf16": flops if precision == "bf16" else 0,
     }
 
 

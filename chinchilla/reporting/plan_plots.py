@@ -270,9 +270,8 @@ def _name_beside(axes: Axes, named: Sequence[tuple[str, float, float]]) -> None:
 
 
 def shares_chart(shape: Shape, batch: Batch, machine: Machine, training: Training) -> str:
-    """What a step's time goes to, in per cent; "" where a precision that the step needs was not measured."""
-    needed = {training.precision, *(("bf16",) if training.optimizer == "muon" else ())}
-    if not needed <= {rate.precision for rate in machine.matmul}:
+    """What a step's time goes to, in per cent; "" where its precision was not measured."""
+    if training.precision not in {rate.precision for rate in machine.matmul}:
         return ""
     told = shares(shape, batch, machine, training)
     with drawing("shares"):

@@ -29,7 +29,7 @@ class Muon(torch.optim.Optimizer):
     A kernel (outputs, inputs, height, width) is the matrix of each output by all that it sees.
 
     An update is scaled by 0.2·√max(rows, columns), as large as AdamW's usual one, so that its rates carry over (Liu
-    2025, eq. 4). Its products are made in `dtype`: bf16 is enough, but a processor without bf16 products takes 10 to
+    2025, eq. 4). Its products are made in `dtype`: bf16 is enough, but a processor without bf16 products took 10 to
     70 times as long for them as for fp32's.
     """
 
@@ -65,10 +65,10 @@ class Muon(torch.optim.Optimizer):
         matrix.add_(direction, alpha=-group["lr"] * 0.2 * max(ahead.shape) ** 0.5)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About U·Vᵀ where `matrix` (rows, columns) is U·S·Vᵀ; those below 0.01 of the longest stay shorter."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+def orthogonal(x: Tensor) -> Tensor:
+    """About U·Vᵀ where `x` (rows, columns) is U·S·Vᵀ; those below 0.01 of the longest stay shorter."""
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
     gram = x @ x.T
     # (Σσ⁴)^¼ bounds the largest singular value more tightly than (Σσ²)^½ does, and the product is there already.
     bound = ROUNDING**2 * gram.norm().clamp(min=1e-30).sqrt()

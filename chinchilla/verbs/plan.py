@@ -66,7 +66,7 @@ MUON_RATES: dict[TaskName, tuple[float, float]] = {
     "detect": (LEARNING_RATE, 1e-3),
 }
 """Where what Muon does not train wants another rate than the matrices, both rates: tables of tokens three times theirs
-(docs/training.md), an image's positions and heads a fifth (docs/images.md)."""
+(docs/training.md), all but an image's matrices and convolutions a fifth (docs/images.md)."""
 
 START_RATE, ADAPTER_RATE = 5e-4, 2e-3
 """The same where weights are taken over, and where an adapter is trained beside them: guesses, to forget little."""
@@ -425,7 +425,7 @@ def _regularisation(training: Training) -> str:
 
 def _why(optimizer: OptimizerKind) -> str:
     if optimizer == "muon":
-        return "Muon for matrices, AdamW for the rest: fewer steps to a loss"
+        return "Muon for matrices and convolutions, AdamW for the rest: fewer steps to a loss"
     return "as adapters are trained: Muon was not tried on their thin factors"
 
 

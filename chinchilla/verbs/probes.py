@@ -479,9 +479,8 @@ def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: 
 
 
 def _prior(prepared: Prepared, training: Training) -> halving.Prior:
-    """What is known of the curve before it begins; a loss of boxes has no chance's loss among classes."""
-    facts = prepared.facts
-    return halving.prior_of(facts.task, 0 if facts.boxes else facts.num_classes, training.label_smoothing)
+    """What is known of the curve before it begins."""
+    return halving.prior_of(prepared.facts.task, prepared.facts.num_classes, training.label_smoothing)
 
 
 def _name(shape: Shape) -> str:

@@ -15,15 +15,17 @@ from chinchilla.planning.machine import step_time
 from chinchilla.planning.step_model import gradient_work, update_work
 
 RATES = {"FLOP": 2e-11, "byte": 3e-10, "number": 2e-9, "logit": 4e-9, "call": 2e-5}
+SLOWER = {"newton-schulz bf16": 20}
+"""As on a processor that has no bf16 products of its own."""
 
 
 def known_s(case: Case) -> Taken:
     """What a step of one micro-batch costs on a made-up machine."""
     gradients = gradient_work(case.shape, case.batch, case.precision)
-    update = update_work(case.shape, case.optimizer)
+    update = update_work(case.shape, case.optimizer, case.precision)
     return Taken(
         sum(RATES[room.GRADIENT_UNITS[kind]] * amount for kind, amount in gradients.items()),
-        sum(RATES[room.UPDATE_UNITS[kind]] * amount for kind, amount in update.items()),
+        sum(RATES[room.UPDATE_UNITS[kind]] * SLOWER.get(kind, 1) * amount for kind, amount in update.items()),
     )
 
 

@@ -182,6 +182,17 @@ def test_a_curve_that_is_still_near_chance_leaves_the_prior_alone() -> None:
         assert predict_loss(plateau, 170_000, 1e5, 58_000, elsewhere).p10 > found.p90
 
 
+@pytest.mark.parametrize("power", [1, 2])
+def test_what_has_fallen_further_is_never_foretold_more(power: int) -> None:
+    digits = prior_of("classify_image", 10, smoothing=0.1)
+    seen = np.arange(200, 2201, 200)
+    found = []
+    for begun in (2300, 2000, 1800, 1500, 1200, 1000, 800, 600, 400, 300):
+        falling = [(float(t), float(2.3 * min(1, begun / t) ** power)) for t in seen]
+        found.append(predict_loss(falling, 170_000, 1e5, 58_000, digits).p50)
+    assert found == sorted(found, reverse=True)
+
+
 def test_no_loss_is_foretold_below_what_smoothed_labels_leave() -> None:
     """What minimises the smoothed loss over 10 classes gives the right one 0.91: -ln 0.91 = 0.094."""
     digits = prior_of("classify_image", 10, smoothing=0.1)
@@ -189,5 +200,5 @@ def test_no_loss_is_foretold_below_what_smoothed_labels_leave() -> None:
     assert digits.least == pytest.approx(-log_softmax(logits)[0], rel=1e-3)
     falling = curve(0.0, 0.2 * 2e4**0.9, 0.9, np.linspace(5e3, 2e4, 12))
     assert predict_loss(falling, 170_000, 1e6, 1e9, digits).p10 == digits.least
-    assert prior_of("classify_text", 2).least == 0
-    assert prior_of("generate").chance == math.inf
+    for task in ("classify_text", "classify_table", "detect", "generate"):
+        assert (prior_of(task, 2).least, prior_of(task, 2).chance) == (0, math.inf)

@@ -124,7 +124,7 @@ def calibrated(**changes: object) -> Machine:
 
 def test_a_fit_is_used_where_there_is_one_and_said() -> None:
     found = step_time(shape(), BATCH, calibrated(), "fp32", "adamw")
-    work = gradient_work(shape(), BATCH, "fp32"), update_work(shape(), "adamw")
+    work = gradient_work(shape(), BATCH, "fp32"), update_work(shape(), "adamw", "fp32")
     assert found.total_s == pytest.approx(1e-12 * sum(sum(each.values()) for each in work))
     estimate = found.estimate()
     assert (estimate.source, estimate.p90 / estimate.p50) == ("measured", pytest.approx(1.06))

@@ -98,15 +98,15 @@ def test_all_kinds_of_work_have_a_unit_and_some_amount() -> None:
         work = gradient_work(case.shape, case.batch, case.precision)
         assert work.keys() == GRADIENT_UNITS.keys()
         assert min(work.values()) > 0
-        assert update_work(case.shape, case.optimizer).keys() == UPDATE_UNITS.keys()
+        assert update_work(case.shape, case.optimizer, case.precision).keys() == UPDATE_UNITS.keys()
 
 
 def test_an_update_counts_each_number_once() -> None:
-    adamw, muon = update_work(SHAPE, "adamw"), update_work(SHAPE, "muon")
+    adamw, muon = (update_work(SHAPE, optimizer, "bf16") for optimizer in ("adamw", "muon"))
     assert adamw["adamw"] == num_params(SHAPE) == muon["adamw"] + muon["muon"]
-    assert adamw["newton-schulz"] == adamw["muon tensors"] == 0
+    assert adamw["newton-schulz bf16"] == adamw["muon tensors"] == 0
     # Four matrices a layer: qkv, out, up and down.
     assert muon["muon tensors"] == 8
     assert adamw["adamw tensors"] == muon["adamw tensors"] + 8
     layer = [(192, 64), (64, 64), (256, 64), (64, 256)]
-    assert muon["newton-schulz"] == 2 * sum(newton_schulz_flops(*sizes) for sizes in layer)
+    assert muon["newton-schulz bf16"] == 2 * sum(newton_schulz_flops(*sizes) for sizes in layer)

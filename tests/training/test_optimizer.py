@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from training_fakes import digest, make_shape, make_training
 
+from chinchilla.config.shape import ImageStem
 from chinchilla.models.transformer import Transformer
+from chinchilla.training.muon import Muon
 from chinchilla.training.optimizer import Optimizer, split_parameters
 from chinchilla.training.workers import Workers
 
@@ -170,3 +172,30 @@ def test_muons_update_is_orthogonal_and_as_large_as_adamws(rows, columns):
 def make_optimizer_of(model: nn.Module) -> Optimizer:
     workers = Workers(make_model(), 1, 0)
     return Optimizer(model, make_training(learning_rate=0.01, weight_decay=0.0), workers)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_muons_products_are_in_the_runs_precision(precision, dtype):
+    parts = make_optimizer(make_model(), precision=precision).parts
+    assert [part.dtype for part in parts if isinstance(part, Muon)] == [dtype]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_state_from_before_muon_took_convolutions_is_taken_on(workers):
+    stem = ImageStem(height=8, width=8, channels=1, patch=4, pooled=True)
+    changes = {"stem": stem, "num_classes": 3, "vocab_size": 3, "num_decoder_layers": 0, "position": "learned"}
+    model = make_model(**changes, max_len=4)
+    optimizer = make_optimizer(model, workers)
+    set_gradients(model, 0)
+    optimizer.step(1.0)
+    old = optimizer.state()
+    kernels = [name for name, parameter in model.named_parameters() if parameter.dim() == 4]
+    for name in kernels:
+        buffer = old.pop(f"{name}.momentum_buffer")
+        old |= {f"{name}.step": torch.tensor(1.0), f"{name}.exp_avg": buffer, f"{name}.exp_avg_sq": buffer.square()}
+    optimizer.load(old)
+    set_gradients(model, 1)
+    optimizer.step(1.0)
+    kept = optimizer.state()
+    assert len(kernels) == 4
+    assert all(f"{name}.momentum_buffer" in kept and f"{name}.exp_avg" not in kept for name in kernels)

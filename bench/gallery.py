@@ -44,9 +44,9 @@ TITLES = {
 HEAD = """# Gallery
 
 Trained by `chinchilla train` within the seconds told, reading and planning included, against what others make of the
-same examples, threads and seconds. Each number is of the test data: the mean of the seeds and, of several, their standard
-deviation. Made by `bench/tasks.py` and `bench/gallery.py`; how each side is trained stands in the former. What it names
-and is not here has not been measured yet. Pictures are of the first seed.
+same examples, threads and seconds. Each number is of the test data: the mean of the seeds and, of several, their
+standard deviation. Made by `bench/tasks.py` and `bench/gallery.py`; how each side is trained stands in the former. What
+it names and is not here has not been measured yet. Pictures are of the first seed.
 
 Defaults were partly chosen by trials on MNIST and on the emoji scenes, some of which looked at test images
 ([images](images.md#the-network)): these two are no test of how well the defaults carry over.

@@ -23,7 +23,7 @@ from chinchilla.planning.room import Room
 
 DIMS = (128, 192, 256, 320, 384, 512, 640, 768)
 IMAGE_DIMS = (64, 96)
-"""Widths for images below those, where convolutions do most of the work; with the fewest layers only."""
+"""Narrower ones, where images are put in classes: convolutions do most of the work. With the fewest layers only."""
 
 LAYERS = (2, 3, 4, 6, 8)
 ASPECT = (60, 128)
@@ -109,9 +109,14 @@ class Facts(Frozen):
         labelled = round(rows.loss_rows * (1 - self.padding))
         return replace(rows, labelled=labelled, packed=self.packed)
 
+    @property
+    def sorts_images(self) -> bool:
+        """Whether images are put in classes, which small networks do well."""
+        return isinstance(self.stem, ImageStem) and not self.boxes
+
     def typical_params(self, flops: float) -> float:
-        """Parameters that do well with a budget of FLOPs: see the function."""
-        at_1e14 = TYPICAL_IMAGES if isinstance(self.stem, ImageStem) and not self.boxes else TYPICAL
+        """Parameters that do well with these data for a budget of so many FLOPs."""
+        at_1e14 = TYPICAL_IMAGES if self.sorts_images else TYPICAL
         return typical_params(flops, self.sparsity, self.unique_tokens, at_1e14)
 
     @property
@@ -204,7 +209,7 @@ def expected_tokens(
 
 
 def typical_params(flops: float, sparsity: float = 1.0, unique: float = math.inf, at_1e14: float = TYPICAL) -> float:
-    """Parameters that do well with a budget far below the laws' range: `at_1e14` FLOPs so many, growing as C^0.4.
+    """Parameters that do well with a budget far below the laws' range: `at_1e14` with 1e14 FLOPs, growing as C^0.4.
 
     A rule of thumb from runs of minutes on 2 cores (docs/planning.md), where the published laws would say a seventh;
     it meets them near 1e19. Probe runs decide among the shapes around it. Where a label takes `sparsity` positions,
@@ -292,7 +297,7 @@ def _ladder(facts: Facts, fixed: Model) -> Iterator[Shape]:
 
 def widths(facts: Facts) -> tuple[int, ...]:
     """Those that are tried for the data, narrowest first."""
-    return (*IMAGE_DIMS, *DIMS) if isinstance(facts.stem, ImageStem) else DIMS
+    return (*IMAGE_DIMS, *DIMS) if facts.sorts_images else DIMS
 
 
 def _depths(family: Family, fixed: Model) -> list[tuple[int, int]]:

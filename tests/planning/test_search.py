@@ -24,6 +24,7 @@ from chinchilla.planning.search import (
     near,
     num_steps,
     typical_params,
+    widths,
 )
 
 MACHINE = Machine(
@@ -155,6 +156,7 @@ def test_an_image_s_label_counts_as_a_token_whatever_its_patches() -> None:
     assert 172_000 / FAR < digits.typical_params(6e13) < 172_000 * FAR
     shapes = candidates(digits, MACHINE, Limits(), Model(), 600, ROOM)
     assert [shape.dim for shape in near(shapes, 2.4e5, 5)] == [64, 96]
+    assert (widths(digits)[0], widths(scenes)[0], widths(HELP)[0]) == (64, 128, 128)
     assert scenes.typical_params(1e14) == typical_params(1e14, scenes.sparsity, scenes.unique_tokens)
     assert HELP.typical_params(1e12) == typical_params(1e12, 1.0, HELP.unique_tokens)
     columns = digits.model_copy(update={"task": "classify_table", "stem": TableStem(num_numeric=49)})

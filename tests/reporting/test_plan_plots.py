@@ -248,3 +248,14 @@ def test_contours_of_a_plans_law_have_the_plan_and_the_best_size_in_them() -> No
     # Written in the contours: losses that the law has along its frontier.
     low, high = (BESIROGLU.loss(n, c / 6 / n) for c, n in ((flops[-1], best[-1]), (flops[0], best[0])))
     assert losses and all(low <= loss <= high for loss in losses)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_s_shares_are_drawn_where_its_own_precision_was_measured(precision: str) -> None:
+    """Muon's products are in it, too: no other has to be there."""
+    rates = tuple(rate for rate in MACHINE.matmul if rate.precision == precision)
+    machine = MACHINE.model_copy(update={"matmul": rates})
+    for asked in ("fp32", "bf16"):
+        training = TRAINING.model_copy(update={"precision": asked, "optimizer": "muon"})
+        drawn = plan_plots.shares_chart(SHAPE, BATCH, machine, training)
+        assert ("muon" in texts(drawn)) if asked == precision else drawn == ""

@@ -179,11 +179,12 @@ def limit_files(size_bytes: int) -> None:
 
 
 def train_with_limited_files(folder: Path, until: str) -> None:
-    def lift() -> None:
-        trainer.saver.wait()  # the save of step 8 is written aside: it must meet the limit
-        limit_files(resource.RLIM_INFINITY)
+    def limit(size_bytes: int) -> None:
+        trainer.saver.wait()  # saves are written aside: that of step 4 ends before the limit, that of step 8 meets it
+        limit_files(size_bytes)
 
-    trainer = make_trainer(folder, monitor=Hook(**{"at6": lambda: limit_files(20_000), until: lift}))
+    hooks = {"at6": lambda: limit(20_000), until: lambda: limit(resource.RLIM_INFINITY)}
+    trainer = make_trainer(folder, monitor=Hook(**hooks))
     try:
         trainer.run()
     except FaultError as error:

@@ -171,8 +171,15 @@ class Plan(Frozen):
     planning_time_s: float = 0.0
     budget_time_s: float | None = Field(default=None, description="the time that steps are to fill, planning included")
     budget_flops: float | None = None
+    most_steps: int | None = Field(default=None, description="more would show the data too often; none: as many as fit")
+
+    @property
+    def is_sated(self) -> bool:
+        """Whether the data, seen as often as it is worth seeing, ends the run before the budget does."""
+        return self.training.steps == self.most_steps
 
     @property
     def fixed(self) -> frozenset[str]:
         """Predictions that the budget settles but for little: the clock, or else what is seen."""
-        return frozenset(("tokens", "flops") if self.budget_time_s is None else ("train_time_s", "money"))
+        open_end = self.budget_time_s is None or self.is_sated
+        return frozenset(("tokens", "flops") if open_end else ("train_time_s", "money"))

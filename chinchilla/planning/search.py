@@ -39,6 +39,11 @@ FAR = 1.75
 MOST_EPOCHS = 40
 """Beyond this, repeats are worth little (Muennighoff 2023 measured up to about 60)."""
 
+MOST_PASSES: dict[TaskName, float] = {"classify_table": 8, "recommend": 6}
+LEAST_SEEN = 10_000
+"""Passes over the data after which new rows fared worse, in trials with the plan's settings (docs/tables.md); few rows
+are seen more often, until so many labels are."""
+
 PROBE_BATCH_TOKENS = 4_096
 
 PROMPT_TOKENS, ANSWER_TOKENS = 16, 32
@@ -108,6 +113,11 @@ class Facts(Frozen):
         rows = typical_batch(tokens / (1 - self.padding), self.mean_source_len, self.mean_target_len)
         labelled = round(rows.loss_rows * (1 - self.padding))
         return replace(rows, labelled=labelled, packed=self.packed)
+
+    @property
+    def most_tokens(self) -> float:
+        """Labelled tokens to see at most, however large the budget."""
+        return max(LEAST_SEEN, MOST_PASSES.get(self.task, math.inf) * self.unique_tokens)
 
     @property
     def sorts_images(self) -> bool:

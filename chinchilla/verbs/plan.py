@@ -42,6 +42,7 @@ from chinchilla.verbs.probes import (
     Choice,
     choose,
     law_advice,
+    most_tokens,
     room_for,
 )
 from chinchilla.verbs.transfer import check_start
@@ -64,12 +65,17 @@ MUON_RATES: dict[TaskName, tuple[float, float]] = {
     "summarise": (LEARNING_RATE, 1.5e-2),
     "classify_image": (LEARNING_RATE, 1e-3),
     "detect": (LEARNING_RATE, 1e-3),
+    "classify_table": (3e-4, 3e-4),
 }
-"""Where what Muon does not train wants another rate than the matrices, both rates: tables of tokens three times theirs
-(docs/training.md), all but an image's matrices and convolutions a fifth (docs/images.md)."""
+"""Where others are wanted, of matrices and of what Muon does not train: tables of tokens three times the matrices' rate
+(docs/training.md), all but an image's matrices and convolutions a fifth (docs/images.md), columns far lower ones, or
+their few rows are learned by heart (docs/tables.md)."""
 
 START_RATE, ADAPTER_RATE = 5e-4, 2e-3
 """The same where weights are taken over, and where an adapter is trained beside them: guesses, to forget little."""
+
+DROPOUT: dict[TaskName, float] = {"recommend": 0.3}
+"""Where it is not a tenth."""
 
 LEAST_MICRO_TOKENS, MOST_MICRO_TOKENS = 1024, 8192
 """Labelled tokens that go through the model at one time: enough for the products' speed, few enough for the memory."""
@@ -79,6 +85,9 @@ SMOOTHED: frozenset[TaskName] = frozenset(("translate", "summarise", "classify_i
 
 BATCH_POSITIONS, BATCH_EXAMPLES = 8192, (16, 512)
 """Where an example has one label: positions a step, and bounds on the examples that makes."""
+
+TABLE_BATCH, TABLE_STEPS = 64, 50
+"""Rows of a table that a step has at least, and steps that a pass has at least where there are more."""
 
 DROPOUT_EPOCHS = 5
 """Passes over the data from which dropout is worth its cost; below, it only slows learning down."""
@@ -211,7 +220,7 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
         "decay_fraction": 0.4,
         "clip_norm": 1.0,
         "label_smoothing": 0.1 if run.task in SMOOTHED and not fixed.focal_gamma else 0.0,
-        "dropout": 0.1 if epochs > DROPOUT_EPOCHS and run.adapter is None else 0.0,
+        "dropout": DROPOUT.get(run.task, 0.1) if epochs > DROPOUT_EPOCHS and run.adapter is None else 0.0,
         "ema_decay": 0.0,
         "precision": machine.fastest_precision(),
         "compile": False,
@@ -245,6 +254,9 @@ def _batch_labels(facts: Facts) -> int:
         both = (facts.mean_source_len + facts.mean_target_len) / facts.mean_target_len if uneven else 2.0
         return round(2 * BATCH_TOKENS / both)
     fewest, most = BATCH_EXAMPLES
+    if facts.task == "classify_table":
+        fewest = TABLE_BATCH
+        most = min(most, max(fewest, facts.unique_tokens // TABLE_STEPS))
     return min(max(round(BATCH_POSITIONS / facts.positions_per_label), fewest), most)
 
 
@@ -290,10 +302,13 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
     step_s, step_flops = choice.step_time, tokens_per_step * flops_per_token
     run_s = _run_time(run, step_s.p50, step_flops, elapsed_s)
     saving = checkpoint_interval(pauses.checkpoint_s, run_s, CHECKPOINT_SHARE)
-    training = _scheduled(run, draft, choice, pauses, saving, step_flops, elapsed_s)
+    most = most_tokens(run, facts)
+    most_steps = None if math.isinf(most) else math.ceil(most / tokens_per_step)
+    training = _scheduled(run, draft, choice, pauses, saving, step_flops, elapsed_s, most_steps)
     tokens = training.steps * tokens_per_step
     clock_s = None if run.train.steps else run.budget.time
-    seen, train_time_s = _course(tokens, _train_time(training, step_s, pauses), step_s, facts.labels, clock_s)
+    filled_s = None if training.steps == most_steps else clock_s
+    seen, train_time_s = _course(tokens, _train_time(training, step_s, pauses), step_s, facts.labels, filled_s)
     memory_bytes = _memory(choice, machine)
     num_params = count.num_params(shape) + kept_params(shape, run.adapter)
     return Plan(
@@ -323,6 +338,7 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
         planning_time_s=elapsed_s,
         budget_time_s=clock_s,
         budget_flops=run.budget.flops,
+        most_steps=most_steps,
     )
 
 
@@ -380,7 +396,14 @@ def _run_time(run: Run, step_s: float, step_flops: float, elapsed_s: float) -> f
 
 
 def _scheduled(
-    run: Run, draft: Training, choice: Choice, pauses: _Pauses, saving: Interval, step_flops: float, elapsed_s: float
+    run: Run,
+    draft: Training,
+    choice: Choice,
+    pauses: _Pauses,
+    saving: Interval,
+    step_flops: float,
+    elapsed_s: float,
+    most_steps: int | None,
 ) -> Training:
     """The draft with the steps that fit the budget, and the intervals between validations and checkpoints."""
     step_s = choice.step_time.p50
@@ -402,6 +425,7 @@ def _scheduled(
         steps = int((run.budget.flops or 0) / step_flops)
         if steps < 1:
             raise BudgetError(f"budget.flops: one step takes {step_flops:.3g} FLOP: raise it or fix a smaller model")
+    steps = min(steps, most_steps or steps)
     return draft.model_copy(
         update={
             "compile": choice.compile,
@@ -495,6 +519,9 @@ def _decisions(
     epochs = f"{show_count(tokens / facts.unique_tokens)} epochs of {show_count(facts.unique_tokens)}"
     if choice.law is None and tokens > MEASURED_EPOCHS.high * facts.unique_tokens:
         epochs += f"; what repeats teach was measured up to {MEASURED_EPOCHS.high:g}, with texts"
+    sated = tokens >= most_tokens(run, facts)
+    steps = "what the budget holds at the measured speed"
+    steps = "more passes over the data did harm in trials; the budget would hold more" if sated else steps
     alike = "examples packed in rows" if facts.packed else "rows without padding"
     replays = 1 if run.attack is None else run.attack.replays
     again = f", each for {replays} steps in a row" if replays > 1 else ""
@@ -517,7 +544,7 @@ def _decisions(
         ("norm", shape.norm, "", norm),
         *_patches(shape),
         _chosen_among(facts),
-        ("steps", f"{training.steps:,}", "steps", "what the budget holds at the measured speed"),
+        ("steps", f"{training.steps:,}", "steps", steps),
         (facts.labels, show_count(tokens), "", epochs),
         (
             "batch",

@@ -358,7 +358,8 @@ def _by_probes(
         kept = halving.survivors(_timely(alive, results, pace(windows), deadline), stage.keep)
         alive = [candidate for result in kept for candidate in alive if candidate.shape == result.shape]
     best = alive[0]
-    compiled, compile_reason = _compiled(best, prepared, machine, time_s, tell)
+    enough_s = pace(windows) * best.roofline_s * most_tokens(prepared.run, prepared.facts) / _step_tokens(best)
+    compiled, compile_reason = _compiled(best, prepared, machine, min(time_s, enough_s), tell)
     timed = compiled.windows if compiled else windows
     begun = time.perf_counter()
     valid_loss = best.trainer.valid_loss()
@@ -461,7 +462,7 @@ def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: 
     unique = prepared.facts.unique_tokens
     tokens = candidate.curve[-1][0]
     ahead = prepared.run.train.steps or time_s / (pace_now * candidate.roofline_s)
-    reach = candidate.trainer.progress.tokens / candidate.trainer.progress.step * ahead
+    reach = min(_step_tokens(candidate) * ahead, most_tokens(prepared.run, prepared.facts))
     num_params = count.num_params(candidate.shape)
     prior = _prior(prepared, candidate.trainer.training)
     predicted = halving.predict_loss(candidate.curve, num_params, max(reach, tokens), unique, prior)
@@ -476,6 +477,17 @@ def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: 
         loss=candidate.curve[-1][1],
         predicted_loss=predicted.p50,
     )
+
+
+def _step_tokens(candidate: _Candidate) -> float:
+    """Labelled tokens a step, of its probe."""
+    return candidate.trainer.progress.tokens / candidate.trainer.progress.step
+
+
+def most_tokens(run: Run, facts: search.Facts) -> float:
+    """Labelled tokens to see at most, unless steps are fixed; what is replayed counts as seen once."""
+    replays = 1 if run.attack is None else run.attack.replays
+    return math.inf if run.train.steps else facts.most_tokens * replays
 
 
 def _prior(prepared: Prepared, training: Training) -> halving.Prior:

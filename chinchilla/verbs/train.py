@@ -272,7 +272,10 @@ def _trainer(folder: RunFolder, made: Plan, prepared: Prepared, progress: Monito
 
 
 def _replanner(made: Plan, budget_time_s: float) -> Callable[[Review], int | None]:
-    """Plan the remaining steps anew where they would exceed the budget, or leave more than a tenth of what is left."""
+    """Plan the remaining steps anew where they would exceed the budget, or leave more than a tenth of what is left.
+
+    They are never more than the data is worth.
+    """
 
     def replan(review: Review) -> int | None:
         # What validations and checkpoints take was planned as a share of the steps' time.
@@ -283,7 +286,8 @@ def _replanner(made: Plan, budget_time_s: float) -> Callable[[Review], int | Non
         needed_s = (review.steps - review.step) * per_step_s
         if (1 - NEW_PLAN_ABOVE) * left_s <= needed_s <= left_s:
             return None
-        return review.step + max(1, int(left_s / per_step_s))
+        fitting = review.step + max(1, int(left_s / per_step_s))
+        return min(fitting, made.most_steps or fitting)
 
     return replan
 

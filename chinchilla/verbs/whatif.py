@@ -35,7 +35,15 @@ from chinchilla.verbs import layouts
 from chinchilla.verbs.plan import draft_training, known_tariff, measured_machine
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.probes import CHECKPOINT_SHARE, EVAL_SHARE, GAPS, PEAK_SHARE, PROBE_SHARE, deadline_for
+from chinchilla.verbs.probes import (
+    CHECKPOINT_SHARE,
+    EVAL_SHARE,
+    GAPS,
+    PEAK_SHARE,
+    PROBE_SHARE,
+    deadline_for,
+    most_tokens,
+)
 from chinchilla.verbs.transfer import Start, check_start
 
 Tell = Callable[[str], None]
@@ -222,9 +230,12 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
     step_s = timed_step.estimate()
     step_tokens = room.batch.loss_rows * draft.accumulation
     token_flops = flops_per_token(shape, room.batch)
-    training = draft.model_copy(update={"steps": _steps(run, step_s.p50, step_tokens * token_flops, by_law)})
+    most_steps = most_tokens(run, prepared.facts) / step_tokens
+    fitting = _steps(run, step_s.p50, step_tokens * token_flops, by_law)
+    clock_s = None if run.train.steps or fitting > most_steps else run.budget.time
+    training = draft.model_copy(update={"steps": math.ceil(min(fitting, most_steps))})
     predicted = {
-        **_course(run, training.steps, step_s, step_tokens, token_flops, by_law),
+        **_course(clock_s, training.steps, step_s, step_tokens, token_flops, by_law),
         **_loss(shape, training.steps * step_tokens, prepared, by_law),
         "memory_bytes": _memory(shape, room, machine),
         "size_bytes": Estimate.around(4 * num_params(shape), 0.01, "bytes", "measured"),
@@ -240,10 +251,9 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
 
 
 def _course(
-    run: Run, steps: int, step_s: Estimate, step_tokens: int, token_flops: float, by_law: bool
+    clock_s: float | None, steps: int, step_s: Estimate, step_tokens: int, token_flops: float, by_law: bool
 ) -> dict[str, Estimate]:
     """Time, tokens and FLOPs. A clock that is set leaves the tokens open, and the other way round."""
-    clock_s = None if run.train.steps else run.budget.time
     tokens = steps * step_tokens
     if clock_s is None:
         time_s, slowest, fastest = _scaled(step_s, steps / _useful(by_law), "s"), 1.0, 1.0

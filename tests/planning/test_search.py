@@ -161,6 +161,9 @@ def test_an_image_s_label_counts_as_a_token_whatever_its_patches() -> None:
     assert HELP.typical_params(1e12) == typical_params(1e12, 1.0, HELP.unique_tokens)
     columns = digits.model_copy(update={"task": "classify_table", "stem": TableStem(num_numeric=49)})
     assert columns.sparsity == 1
+    few = columns.model_copy(update={"unique_tokens": 400})
+    seen = [each.most_tokens for each in (columns, few, digits, HELP)]
+    assert seen == [8 * 60_000, 10_000, math.inf, math.inf]
     assert build(digits, Model(), 128, 2, 0).activation == "gelu"
     assert build(columns, Model(), 128, 2, 0).activation == build(HELP, Model(), 128, 2, 2).activation == "relu2"
     assert build(digits, Model(activation="swiglu"), 128, 2, 0).activation == "swiglu"

@@ -4,12 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import contract_data
 import pytest
 
 from chinchilla.config.errors import UsageError
 from chinchilla.config.load import load_run
 from chinchilla.planning.count import num_params
 from chinchilla.planning.rows import facts_of
+from chinchilla.planning.search import LEAST_SEEN
 from chinchilla.store import journal
 from chinchilla.store.run_folder import RunFolder
 from chinchilla.verbs.plan import plan, timed
@@ -77,6 +79,32 @@ def test_either_the_clock_or_what_is_seen_is_open(words, budget):
         assert made.fixed == {"tokens", "flops"}
         assert 1 < ratios[2] < 1.03 < ratios[1] <= ratios[0]
         assert seen.source == "measured"
+
+
+@pytest.mark.parametrize("budget", ["budget.time=1h", "budget.flops=1e14"])
+def test_what_a_table_has_to_teach_ends_the_run_before_the_budget_does(tmp_path, budget):
+    words = [
+        "task=classify_table",
+        "model.dim=32",
+        "model.num_encoder_layers=1",
+        "train.threads=1",
+        "train.probes=false",
+    ]
+    words += contract_data.write("classify_table", tmp_path)
+    made, prepared = plan(load_run(None, [*words, budget]).run)
+    assert made.is_sated and made.fixed == {"tokens", "flops"}
+    tokens = made.training.steps * made.tokens_per_step
+    assert prepared.facts.most_tokens == LEAST_SEEN <= tokens < LEAST_SEEN + made.tokens_per_step
+    assert made.predicted["tokens"].p50 == pytest.approx(tokens)
+    assert made.predicted["train_time_s"].p50 < 600
+    (line,) = [line for line in made.decisions if line.name == "steps"]
+    assert line.reason == "more passes over the data did harm in trials; the budget would hold more"
+    case = one([*words, budget])
+    assert case.training.steps * case.training.batch_tokens == pytest.approx(tokens, rel=0.1)
+    assert case.predicted["time_s"].p90 < 600
+    # Steps that are asked for are taken.
+    fixed = one([*words, budget, f"train.steps={2 * made.training.steps}"])
+    assert fixed.training.steps == 2 * made.training.steps
 
 
 def test_energy_at_a_power_is_the_time_it_lasts(words, tmp_path):

@@ -23,9 +23,19 @@ _PREDICTED = {"train_time_s": 100.0, "step_time_s": 1.0}
     ],
 )
 def test_a_plan_that_would_exceed_its_budget_or_leave_a_tenth_of_it_is_made_anew(step_time_s, steps):
+    assert replanned(step_time_s, None) == steps
+
+
+@pytest.mark.parametrize(("step_time_s", "steps"), [(0.1, 100), (0.9, 100), (1.03, 99)])
+def test_steps_that_are_enough_for_the_data_stay_where_there_is_time_for_more(step_time_s, steps):
+    assert replanned(step_time_s, 100) == steps
+
+
+def replanned(step_time_s, most_steps):
     predicted = {name: Estimate.around(value, 0.1, "s", "measured") for name, value in _PREDICTED.items()}
+    training = SimpleNamespace(steps=100)
     made = SimpleNamespace(
-        predicted=predicted, corrections={}, training=SimpleNamespace(steps=100), planning_time_s=9.0
+        predicted=predicted, corrections={}, training=training, planning_time_s=9.0, most_steps=most_steps
     )
     replan = _replanner(made, budget_time_s=110.0)
-    assert replan(Review(step=50, steps=100, step_time_s=step_time_s, time_s=50.0)) == steps
+    return replan(Review(step=50, steps=100, step_time_s=step_time_s, time_s=50.0))

@@ -40,7 +40,8 @@ from chinchilla.training.allocator import keep_freed_memory
 from chinchilla.training.monitor import Silent
 from chinchilla.training.snapshot import load_weights
 from chinchilla.training.trainer import Trainer
-from chinchilla.verbs.plan import draft_training, measured_machine
+from chinchilla.verbs.draft import draft_training
+from chinchilla.verbs.plan import measured_machine
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
 

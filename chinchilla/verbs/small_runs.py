@@ -32,7 +32,8 @@ from chinchilla.store.run_folder import RunFolder, require_writable
 from chinchilla.training.allocator import keep_freed_memory, used_bytes
 from chinchilla.training.monitor import check_trackers
 from chinchilla.verbs import layouts
-from chinchilla.verbs.plan import assemble, draft_training, measured_machine
+from chinchilla.verbs.draft import draft_training
+from chinchilla.verbs.plan import assemble, measured_machine
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
 from chinchilla.verbs.probes import GAPS, Choice, room_for

@@ -32,7 +32,8 @@ from chinchilla.planning.room import Room
 from chinchilla.training.allocator import used_bytes
 from chinchilla.training.workers import worker_count
 from chinchilla.verbs import layouts
-from chinchilla.verbs.plan import draft_training, known_tariff, measured_machine
+from chinchilla.verbs.draft import draft_training
+from chinchilla.verbs.plan import known_tariff, measured_machine
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
 from chinchilla.verbs.probes import (

@@ -8,7 +8,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from chinchilla.config.errors import UsageError
 from chinchilla.config.load import load_run
 from chinchilla.planning.own_law import Settings
-from chinchilla.verbs.plan import draft_training
+from chinchilla.verbs.draft import draft_training
 from chinchilla.verbs.prepare import prepare
 
 TASKS = ("classify_text", "classify_image", "classify_table")

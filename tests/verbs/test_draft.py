@@ -6,7 +6,7 @@ import pytest
 
 from chinchilla.config.load import load_run
 from chinchilla.planning.search import build
-from chinchilla.verbs.plan import draft_training
+from chinchilla.verbs.draft import draft_training
 from chinchilla.verbs.prepare import prepare
 
 

@@ -22,7 +22,8 @@ from chinchilla.tasks.classify import Classify
 from chinchilla.tasks.task import Objective
 from chinchilla.training.monitor import Silent
 from chinchilla.training.trainer import Trainer
-from chinchilla.verbs.plan import _patches, draft_training
+from chinchilla.verbs.decisions import _patches
+from chinchilla.verbs.draft import draft_training
 from chinchilla.verbs.prepare import prepare
 
 

@@ -13,7 +13,8 @@ from chinchilla.config.load import load_run
 from chinchilla.planning.count import num_params
 from chinchilla.planning.machine import step_time
 from chinchilla.verbs import probes
-from chinchilla.verbs.plan import LEARNING_RATE, plan
+from chinchilla.verbs.draft import LEARNING_RATE
+from chinchilla.verbs.plan import plan
 from chinchilla.verbs.whatif import HERE, whatif
 
 

@@ -1,0 +1,120 @@
+"""The settings of a training that its model's shape does not decide: rates, batches, regularisation, precision."""
+
+import math
+
+from chinchilla.config.machine import Machine
+from chinchilla.config.plan import OptimizerKind, TaskName, Training
+from chinchilla.config.run import Run
+from chinchilla.planning.hparams import Advice
+from chinchilla.planning.search import Facts
+from chinchilla.verbs.prepared import Prepared
+from chinchilla.verbs.probes import PEAK_SHARE, law_advice
+
+BATCH_TOKENS = 2048
+"""Labelled tokens a step, of text generation twice as many, as a pair has two sides: small, so that a short run has
+many steps; Muon's work a step forbids much smaller ones."""
+
+LEARNING_RATE = 5e-3
+"""Peak rate of small models for runs of minutes: 3e-3 and 6e-3 did alike in trials (docs/training.md)."""
+
+MUON_RATES: dict[TaskName, tuple[float, float]] = {
+    "generate": (7e-3, 2e-2),
+    "translate": (LEARNING_RATE, 1.5e-2),
+    "summarise": (LEARNING_RATE, 1.5e-2),
+    "classify_image": (LEARNING_RATE, 1e-3),
+    "detect": (LEARNING_RATE, 1e-3),
+    "classify_table": (3e-4, 3e-4),
+}
+"""Where others are wanted, of matrices and of what Muon does not train: tables of tokens three times the matrices' rate
+(docs/training.md), all but an image's matrices and convolutions a fifth (docs/images.md), columns far lower ones, or
+their few rows are learned by heart (docs/tables.md)."""
+
+START_RATE, ADAPTER_RATE = 5e-4, 2e-3
+"""The same where weights are taken over, and where an adapter is trained beside them: guesses, to forget little."""
+
+DROPOUT: dict[TaskName, float] = {"recommend": 0.3}
+"""Where it is not a tenth."""
+
+LEAST_MICRO_TOKENS, MOST_MICRO_TOKENS = 1024, 8192
+"""Labelled tokens that go through the model at one time: enough for the products' speed, few enough for the memory."""
+
+SMOOTHED: frozenset[TaskName] = frozenset(("translate", "summarise", "classify_image"))
+"""Tasks whose labels are smoothed by a tenth."""
+
+BATCH_POSITIONS, BATCH_EXAMPLES = 8192, (16, 512)
+"""Where an example has one label: positions a step, and bounds on the examples that makes."""
+
+TABLE_BATCH, TABLE_STEPS = 64, 50
+"""Rows of a table that a step has at least, and steps that a pass has at least where there are more."""
+
+DROPOUT_EPOCHS = 5
+"""Passes over the data from which dropout is worth its cost; below, it only slows learning down."""
+
+
+def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float) -> Training:
+    """The settings that do not depend on the shape; steps and intervals are filled in at the end."""
+    fixed = run.train
+    flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
+    facts = prepared.facts
+    epochs = flops / facts.sparsity / (6 * facts.typical_params(flops)) / facts.unique_tokens
+    advice = law_advice(run, prepared, machine, flops)
+    batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else _batch_labels(prepared.facts))
+    optimizer = fixed.optimizer or ("muon" if run.adapter is None else "adamw")
+    rate, embedding_rate = _rates(run, optimizer, prepared.start is not None, advice)
+    defaults = {
+        "optimizer": optimizer,
+        "learning_rate": rate,
+        "embedding_learning_rate": embedding_rate * (fixed.learning_rate / rate if fixed.learning_rate else 1.0),
+        "weight_decay": 0.05,
+        "schedule": "wsd",
+        "warmup_steps": 40,
+        "decay_fraction": 0.4,
+        "clip_norm": 1.0,
+        "label_smoothing": 0.1 if run.task in SMOOTHED and not fixed.focal_gamma else 0.0,
+        "dropout": DROPOUT.get(run.task, 0.1) if epochs > DROPOUT_EPOCHS and run.adapter is None else 0.0,
+        "ema_decay": 0.0,
+        "precision": machine.fastest_precision(),
+        "compile": False,
+        "accumulation": _accumulation(batch_tokens, prepared.facts, machine.threads if machine.device == "cpu" else 1),
+    }
+    never = {"steps": 10**9, "eval_every": 10**9, "checkpoint_every": 10**9, "log_every": 10**9}
+    said = {name: value for name, value in fixed.model_dump().items() if name in Training.model_fields}
+    said = {name: value for name, value in said.items() if value is not None and name not in never}
+    rest = {"batch_tokens": batch_tokens, "threads": machine.threads, "seed": run.seed}
+    return Training(**never | defaults | rest | said | {"class_weights": prepared.class_weights(run)})
+
+
+def _rates(run: Run, optimizer: OptimizerKind, started: bool, advice: Advice | None) -> tuple[float, float]:
+    """Peak rates of matrices, and of embeddings and all else."""
+    if started:
+        rate = ADAPTER_RATE if run.adapter is not None else START_RATE
+        return rate, rate
+    if advice is not None:
+        return advice.learning_rate, advice.learning_rate
+    alike = LEARNING_RATE, LEARNING_RATE
+    return MUON_RATES.get(run.task, alike) if optimizer == "muon" else alike
+
+
+def _batch_labels(facts: Facts) -> int:
+    """Labels a step: tokens, or as many examples as have a step's usual positions."""
+    if facts.task == "generate":
+        return 2 * BATCH_TOKENS
+    if not facts.labels_per_row:
+        # Of a text and its summary the source is what costs.
+        uneven = facts.mean_source_len > 2 * facts.mean_target_len > 0
+        both = (facts.mean_source_len + facts.mean_target_len) / facts.mean_target_len if uneven else 2.0
+        return round(2 * BATCH_TOKENS / both)
+    fewest, most = BATCH_EXAMPLES
+    if facts.task == "classify_table":
+        fewest = TABLE_BATCH
+        most = min(most, max(fewest, facts.unique_tokens // TABLE_STEPS))
+    return min(max(round(BATCH_POSITIONS / facts.positions_per_label), fewest), most)
+
+
+def _accumulation(batch_labels: int, facts: Facts, threads: int) -> int:
+    """Micro-batches a step: as many side by side as the threads and `LEAST_MICRO_TOKENS` allow, none too large."""
+    uneven = facts.mean_source_len > 2 * facts.mean_target_len
+    positions = batch_labels * (facts.positions_per_label if uneven else 1)
+    sides = [n for n in range(1, threads + 1) if threads % n == 0 and positions / n >= LEAST_MICRO_TOKENS]
+    side = max((n for n in sides if batch_labels >= n), default=1)
+    return min(side * math.ceil(positions / (side * MOST_MICRO_TOKENS)), batch_labels)

@@ -39,10 +39,10 @@ FAR = 1.75
 MOST_EPOCHS = 40
 """Beyond this, repeats are worth little (Muennighoff 2023 measured up to about 60)."""
 
-MOST_PASSES: dict[TaskName, float] = {"classify_table": 8, "recommend": 6}
+MOST_PASSES: dict[TaskName, float] = {"classify_table": 8, "recommend": 6, "classify_text": 3}
 LEAST_SEEN = 10_000
-"""Passes over the data after which new rows fared worse, in trials with the plan's settings (docs/tables.md); few rows
-are seen more often, until so many labels are."""
+"""Passes over the data after which new rows fared worse, in trials with the plan's settings (docs/tables.md,
+docs/tasks.md); few rows are seen more often, until so many labels are."""
 
 PROBE_BATCH_TOKENS = 4_096
 

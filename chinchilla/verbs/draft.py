@@ -23,6 +23,7 @@ MUON_RATES: dict[TaskName, tuple[float, float]] = {
     "summarise": (LEARNING_RATE, 1.5e-2),
     "classify_image": (LEARNING_RATE, 1e-3),
     "detect": (LEARNING_RATE, 1e-3),
+    "classify_text": (1e-3, 1e-3),
     "classify_table": (3e-4, 3e-4),
 }
 """Where others are wanted, of matrices and of what Muon does not train: tables of tokens three times the matrices' rate

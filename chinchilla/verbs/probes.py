@@ -258,7 +258,8 @@ def within_reach(
     options = []
     for shape in shapes:
         step_s = step_time(shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
-        options.append((shape, time_s / step_s * batch.loss_rows * draft.accumulation))
+        tokens = time_s / step_s * batch.loss_rows * draft.accumulation
+        options.append((shape, min(tokens, most_tokens(prepared.run, prepared.facts))))
     return options
 
 

@@ -23,12 +23,12 @@ MUON_RATES: dict[TaskName, tuple[float, float]] = {
     "summarise": (LEARNING_RATE, 1.5e-2),
     "classify_image": (LEARNING_RATE, 1e-3),
     "detect": (LEARNING_RATE, 1e-3),
-    "classify_text": (1e-3, 1e-3),
-    "classify_table": (3e-4, 3e-4),
 }
-"""Where others are wanted, of matrices and of what Muon does not train: tables of tokens three times the matrices' rate
-(docs/training.md), all but an image's matrices and convolutions a fifth (docs/images.md), columns far lower ones, or
-their few rows are learned by heart (docs/tables.md)."""
+"""Where what Muon does not train wants another rate than the matrices, both rates: tables of tokens three times theirs
+(docs/training.md), all but an image's matrices and convolutions a fifth (docs/images.md)."""
+
+LOW_RATES: dict[TaskName, float] = {"classify_text": 1e-3, "classify_table": 3e-4}
+"""Where the usual one learns few examples by heart (docs/tables.md, docs/tasks.md)."""
 
 START_RATE, ADAPTER_RATE = 5e-4, 2e-3
 """The same where weights are taken over, and where an adapter is trained beside them: guesses, to forget little."""
@@ -92,8 +92,8 @@ def _rates(run: Run, optimizer: OptimizerKind, started: bool, advice: Advice | N
         return rate, rate
     if advice is not None:
         return advice.learning_rate, advice.learning_rate
-    alike = LEARNING_RATE, LEARNING_RATE
-    return MUON_RATES.get(run.task, alike) if optimizer == "muon" else alike
+    alike = LOW_RATES.get(run.task, LEARNING_RATE)
+    return MUON_RATES.get(run.task, (alike, alike)) if optimizer == "muon" else (alike, alike)
 
 
 def _batch_labels(facts: Facts) -> int:

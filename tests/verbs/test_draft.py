@@ -1,7 +1,9 @@
 """What a plan settles before it knows the shape: rates, batch and attention of each task."""
 
+import dataclasses
 import json
 
+import contract_data
 import pytest
 
 from chinchilla.config.load import load_run
@@ -43,3 +45,15 @@ def test_what_is_asked_for_counts(texts, small_machine):
     assert shape.attention == "full"
     training, _ = drafted(texts, small_machine, "generate", "train.optimizer=adamw")
     assert (training.learning_rate, training.embedding_learning_rate) == (5e-3, 5e-3)
+
+
+def test_few_rows_of_a_table_are_learned_in_small_steps_at_a_low_rate(tmp_path, small_machine):
+    words = contract_data.write("classify_table", tmp_path)
+    run = load_run(None, ["task=classify_table", "budget.time=60s", "train.threads=1", *words]).run
+    prepared = prepare(run)
+    training = draft_training(run, small_machine, prepared, 60.0)
+    assert (training.batch_tokens, training.learning_rate, training.embedding_learning_rate) == (64, 3e-4, 3e-4)
+    many = dataclasses.replace(prepared, facts=prepared.facts.model_copy(update={"unique_tokens": 10_000}))
+    assert draft_training(run, small_machine, many, 60.0).batch_tokens == 200
+    run = run.model_copy(update={"train": run.train.model_copy(update={"optimizer": "adamw"})})
+    assert draft_training(run, small_machine, prepared, 60.0).learning_rate == 3e-4

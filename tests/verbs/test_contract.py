@@ -39,6 +39,7 @@ from chinchilla.store.run_folder import RunFolder
 from chinchilla.tasks.task import Objective, num_tokens
 from chinchilla.training.monitor import Silent
 from chinchilla.verbs.compress import compress
+from chinchilla.verbs.draft import LEARNING_RATE, LOW_RATES
 from chinchilla.verbs.exam import RunExam, evaluate, open_exam
 from chinchilla.verbs.load import Model, load
 from chinchilla.verbs.plan import plan
@@ -87,6 +88,8 @@ def settings_of(task: TaskName) -> Iterator[str]:
         yield "model.num_decoder_layers=1"
     if task not in WITHOUT_TOKENIZER:
         yield "tokenizer.vocab_size=300"
+    if task in LOW_RATES:
+        yield f"train.learning_rate={LEARNING_RATE}"  # the planned ones are for many more steps
 
 
 class Quiet(Silent):

@@ -33,7 +33,9 @@ PICTURES = DOCS / "gallery"
 SHOWN, WIDE = 6, 3
 """Images with boxes, and how many stand in a row."""
 
-ENLARGED = 2
+SMALL, ENLARGED = 300, 2
+"""Pixels of an image's width below which it is shown so many times as large."""
+
 COLOURS = ("#e4572e", "#17bebb", "#ffc914", "#76b041", "#a06cd5", "#4f86f7", "#ff7aa2", "#9c6644", "#c0c0c0")
 TITLES = {
     "confusion": "Confusion matrix",
@@ -105,8 +107,9 @@ def boxes(case: Case, folder: Path) -> Image.Image:
 
 
 def with_boxes(image: Image.Image, answers: list[dict[str, Any]]) -> Image.Image:
-    """The image, larger, with boxes (shares of its sides), classes and scores."""
-    image = image.resize((ENLARGED * image.width, ENLARGED * image.height))
+    """The image, a small one larger, with boxes (shares of its sides), classes and scores."""
+    if image.width < SMALL:
+        image = image.resize((ENLARGED * image.width, ENLARGED * image.height))
     pen, names = ImageDraw.Draw(image), sorted({box["label"] for box in answers})
     for box in answers:
         colour = COLOURS[names.index(box["label"]) % len(COLOURS)]

@@ -58,7 +58,7 @@ these are no test of how well the defaults carry over. Of tables other splits we
 NOTES = {
     "credit-data": "Less than the tuned boosting by an amount that three splits of 223 test rows do not settle. "
     "Numbers go into the network as multiples of one vector a column; boosting sees steps in them.",
-    "adult": "Lost to boosting by 1.9 points of ROC-AUC on this split. In trials more or fewer passes, other rates and "
+    "adult": "Lost to boosting by more than a point of ROC-AUC. In trials more or fewer passes, other rates and "
     "piecewise vectors of numbers changed that little; why is not known.",
     "spam-assassin": "Lost to counted words: 4,331 mails are few to learn a language from, and of each the network "
     "reads the first 512 tokens, TF-IDF all.",

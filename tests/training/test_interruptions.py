@@ -243,7 +243,16 @@ def fill(disk: Path) -> None:
 @pytest.mark.parametrize("emptied", [True, False])
 def test_a_full_disk_is_survived_or_ends_clearly(tmp_path, small_disk, emptied):
     """Not a byte is free from step 6 on: no checkpoint, and no line of a journal."""
-    hooks = {"at6": lambda: fill(small_disk)} | ({"at10": (small_disk / "other").unlink} if emptied else {})
+
+    def fill_up() -> None:
+        trainer.saver.wait()  # saves are written aside: that of step 4 ends before the disk is full
+        fill(small_disk)
+
+    def empty() -> None:
+        trainer.saver.wait()  # that of step 8 meets it
+        (small_disk / "other").unlink()
+
+    hooks = {"at6": fill_up} | ({"at10": empty} if emptied else {})
     trainer = make_trainer(small_disk / "run", monitor=Hook(**hooks))
     if emptied:
         trainer.run()

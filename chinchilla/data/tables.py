@@ -53,8 +53,10 @@ class Table:
             yield dict(zip(self.columns, row, strict=True))
 
 
-def read_table(files: Files, data: Data, on_invalid: OnInvalid = refuse, only: Sequence[str] = ()) -> Table:
-    """Read a table, or `only` some of its columns.
+def read_table(
+    files: Files, data: Data, on_invalid: OnInvalid = refuse, only: Sequence[str] = (), most: int | None = None
+) -> Table:
+    """Read a table, or `only` some of its columns, or at `most` so many rows.
 
     A CSV or TSV file begins with the names of its columns; cells stand between commas, semicolons (numbers may then
     have decimal commas) or tabs. A column without a name is left out.
@@ -69,7 +71,7 @@ def read_table(files: Files, data: Data, on_invalid: OnInvalid = refuse, only: S
     kind = {"tsv": "csv"}.get(data.format or "", data.format) or ENDINGS.get(files.suffix.lower())
     if kind not in ("csv", "parquet"):
         raise UsageError(f"{files}: not a table by its ending; give CSV, TSV or Parquet, or set data.format")
-    table = (_read_csv if kind == "csv" else _read_parquet)(files, on_invalid)
+    table = (_read_csv if kind == "csv" else _read_parquet)(files, on_invalid, most)
     if not len(table):
         raise DataError(f"{files}: no row below the names of its columns; check that it is the right file, and whole")
     for name in only:
@@ -130,12 +132,12 @@ def skips_of(data: Data) -> tuple[OnInvalid, Skips]:
     return (refuse if data.invalid == "refuse" else skips), skips
 
 
-def _read_csv(path: Path, on_invalid: OnInvalid) -> Table:
+def _read_csv(path: Path, on_invalid: OnInvalid, most: int | None) -> Table:
     delimiter = csv_delimiter(path)
     rows = csv_rows(path, delimiter)
     header = csv_header(path, rows)
     _check_header(path, header)
-    good = _good_rows(path, header, rows, on_invalid)
+    good = islice(_good_rows(path, header, rows, on_invalid), most)
     numbers: list[int] = []
     chunks: list[list[Any]] = [[] for _ in header]
     while chunk := list(islice(good, _CHUNK)):
@@ -166,9 +168,9 @@ def _check_header(path: Path, header: list[str]) -> None:
         log.info("%s: left out a column without a name", path)
 
 
-def _read_parquet(path: Path, on_invalid: OnInvalid) -> Table:
+def _read_parquet(path: Path, on_invalid: OnInvalid, most: int | None) -> Table:
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path).slice(0, most)
         table.validate(full=True)
         twice = [name for name in table.column_names if table.column_names.count(name) > 1]
         if twice:

@@ -38,7 +38,12 @@ class Stem(nn.Module):
 
     @torch.no_grad()
     def lay_out_(self) -> None:
-        """Begin learned positions of an image with where its patches lie: what is near is known from the first step."""
+        """Begin learned positions of an image with where its patches lie: what is near is known from the first step.
+
+        The pieces of a table's numbers begin so small that all of a number's add up to a vector of the usual length.
+        """
+        if isinstance(self.inner, Columns) and self.inner.pieces is not None:
+            self.inner.pieces.mul_(2 / math.sqrt(self.inner.pieces.shape[1]))
         if isinstance(self.inner, Patches) and isinstance(self.position, LearnedPosition):
             table = self.position.table
             places = grid_sinusoids(*self.inner.grid, table.shape[1])
@@ -103,7 +108,9 @@ class Columns(nn.Module):
     """A vector a column (FT-Transformer; Gorishniy 2021, arXiv 2106.11959, §3.3).
 
     A number scales its column's vector, a category looks its own up, each on its column's bias; a missing number (NaN)
-    has a vector of its own.
+    has a vector of its own. Where there are `pieces`, the number's line is bent between as many equal shares of N(0, 1)
+    (piecewise linear encoding; Gorishniy 2022, arXiv 2203.05556, §3.2): what is told by a range of a number, or by one
+    that comes often, is then told by a straight line's sum, where attention over straight lines alone takes long.
     """
 
     def __init__(self, dim: int, stem: TableStem) -> None:
@@ -115,11 +122,26 @@ class Columns(nn.Module):
         self.missing = nn.Parameter(torch.empty(stem.num_numeric, dim))
         self.categories = nn.Parameter(torch.empty(sum(stem.cardinalities), dim))
         self.column = nn.Parameter(torch.empty(stem.num_numeric + len(stem.cardinalities), dim))
+        self.pieces = nn.Parameter(torch.empty(stem.num_numeric, stem.pieces, dim)) if stem.pieces else None
+        self.register_buffer("steps", torch.arange(stem.pieces, dtype=torch.float32), persistent=False)
 
     def forward(self, source: Tensor) -> Tensor:
         """`source` (batch, columns) fp32: numbers with NaN where missing, then codes → (batch, columns, dim)."""
-        numbers, codes = source[:, : self.num_numeric, None], source[:, self.num_numeric :].long()
-        known = torch.where(numbers.isnan(), self.missing, numbers.nan_to_num() * self.numbers)
+        numbers, codes = source[:, : self.num_numeric], source[:, self.num_numeric :].long()
+        known = torch.where(numbers.isnan()[..., None], self.missing, self.lines(numbers.nan_to_num()))
         assert isinstance(self.first, Tensor)
         looked_up = F.embedding(codes + self.first, self.categories)
         return torch.cat([known, looked_up.to(known.dtype)], dim=1) + self.column
+
+    def lines(self, numbers: Tensor) -> Tensor:
+        """Vectors (batch, numbers, dim) of numbers (batch, numbers), on which their columns' own come."""
+        straight = numbers[..., None] * self.numbers
+        return straight if self.pieces is None else straight + self._bent(numbers)
+
+    def _bent(self, numbers: Tensor) -> Tensor:
+        """(batch, numbers) → (batch, numbers, dim): every piece below a number in full, its own up to it."""
+        assert isinstance(self.steps, Tensor) and self.pieces is not None
+        with torch.autocast(numbers.device.type, enabled=False):  # bf16 would blur where in a piece a number is
+            ranks = torch.special.ndtr(numbers) * len(self.steps)
+            reached = (ranks[..., None] - self.steps).clamp(0, 1) - 0.5
+            return torch.einsum("bnp,npd->bnd", reached, self.pieces)

@@ -22,7 +22,7 @@ ROTATION, POSITION = 9, 3
 BLOCKS, CACHED_BLOCKS = 104, 65
 """What block attention adds about, reading and with a cache."""
 
-TABLE_STEM = 17
+TABLE_STEM, PIECES = 18, 8
 STRIDED, STRIDED_STAGE = 7, 4
 POOLED, POOLED_STAGE = 4, 11
 """Of an image's stem, and of each of its stages: two convolutions with ReLU, and pooling and norms where there are."""
@@ -69,7 +69,7 @@ def _stack(shape: Shape) -> int:
 def _stem(stem: ImageStem | TableStem) -> int:
     """What makes a sequence of an image or a row."""
     if isinstance(stem, TableStem):
-        return TABLE_STEM - (not stem.cardinalities)
+        return TABLE_STEM + PIECES * (stem.pieces > 0)
     stages = stem.patch.bit_length() - 1
     return POOLED + POOLED_STAGE * stages if stem.pooled else STRIDED + STRIDED_STAGE * stages
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from chinchilla.config.shape import ImageStem, Shape
-from chinchilla.planning.stems import OUT, convs, stem_parameters
+from chinchilla.config.shape import ImageStem, Shape, TableStem
+from chinchilla.planning.stems import OUT, PIECES, convs, stem_parameters
 
 Convention = Literal["paper6nd", "matmul", "hardware"]
 
@@ -276,6 +276,8 @@ def _products(shape: Shape, batch: Batch) -> Iterator[Product]:
         for index, conv in enumerate(convs(shape.dim, shape.stem)):
             yield Product(conv.name, batch.size * conv.positions, conv.inputs, conv.outputs, of_data=index == 0)
         yield Product(OUT, batch.size * shape.stem.num_patches, conv.outputs, shape.dim)
+    if isinstance(shape.stem, TableStem) and shape.stem.pieces:
+        yield Product(PIECES, batch.size, shape.stem.pieces, shape.dim, shape.stem.num_numeric, of_data=True)
     for index in range(shape.num_encoder_layers):
         yield from _self_attention(f"encoder.layers.{index}", shape, batch.size, batch.source_len, False)
         yield from _mlp(f"encoder.layers.{index}", shape, batch.source_rows)

@@ -137,6 +137,8 @@ class Rows:
         numeric, categories = stem.num_numeric, len(stem.cardinalities)
         numbers = size * numeric * width
         yield Op("columns", FP32 * size * numeric, makes=numbers + numeric * width, drops=2 * numbers)
+        if stem.pieces:
+            yield Op("pieces", FP32 * size * numeric * stem.pieces, makes=numeric * stem.pieces * width)
         yield Op("columns", size * numeric, makes=2 * numbers + numeric * width, drops=numbers + self.rows * width)
         looked_up = size * categories * width
         yield Op("ids", INT64 * size * categories, makes=sum(stem.cardinalities) * width, beside=looked_up)

@@ -12,6 +12,9 @@ KERNEL = 3
 OUT = "embed.inner.out"
 """The linear map after an image's convolutions."""
 
+PIECES = "embed.inner.pieces"
+"""The vectors that bend the lines of a table's numbers."""
+
 
 @dataclass(frozen=True)
 class Conv:
@@ -67,3 +70,5 @@ def stem_parameters(shape: Shape, stem: ImageStem | TableStem) -> Iterator[tuple
     yield "embed.inner.missing", (stem.num_numeric, dim)
     yield "embed.inner.categories", (sum(stem.cardinalities), dim)
     yield "embed.inner.column", (stem.num_numeric + len(stem.cardinalities), dim)
+    if stem.pieces:
+        yield PIECES, (stem.num_numeric, stem.pieces, dim)

@@ -125,15 +125,15 @@ def _row(model: Transformer, codec: TableClasses, row: Mapping[str, object]) -> 
     numbers = (Part(each.name, _cell(row.get(each.column))) for each in codec.columns.numbers)
     categories = (Part(each.name, _cell(row.get(each.column))) for each in codec.columns.categories)
     parts = (*numbers, *categories)
-    about = "every number at its median, every category at the mean of its values"
+    about = "every number in the middle of what train has, every category at the mean of its values"
     return Subject(source, given, baseline, place[:, None], seen, parts, _logits(model, columns, source), about)
 
 
 def _middle(columns: Columns, cardinalities: tuple[int, ...]) -> Tensor:
-    """Vectors (columns, dim) of medians, which are 0, and of the mean of each category's known values."""
+    """Vectors (columns, dim) of numbers in the middle, 0, and of the mean of each category's known values."""
     tables = columns.categories.split(list(cardinalities))
     known = [table[2:] if len(table) > 2 else table for table in tables]  # 0 is missing, 1 unknown
-    numbers = torch.zeros_like(columns.numbers)
+    (numbers,) = columns.lines(columns.numbers.new_zeros(1, columns.num_numeric))
     return torch.cat([numbers, *(table.mean(0, keepdim=True) for table in known)]) + columns.column
 
 

@@ -45,7 +45,7 @@ SMOOTHED: frozenset[TaskName] = frozenset(("translate", "summarise", "classify_i
 BATCH_POSITIONS, BATCH_EXAMPLES = 8192, (16, 512)
 """Where an example has one label: positions a step, and bounds on the examples that makes."""
 
-TABLE_BATCH, TABLE_STEPS = 64, 50
+TABLE_BATCH, TABLE_STEPS = 64, 300
 """Rows of a table that a step has at least, and steps that a pass has at least where there are more."""
 
 DROPOUT_EPOCHS = 5

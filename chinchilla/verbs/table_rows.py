@@ -17,6 +17,9 @@ from chinchilla.verbs.prepared import Kind, Prepared, Tell
 NO_TOKENS = 4
 """The vocabulary of a model that reads no text: the special tokens' ids alone."""
 
+PIECES = 32
+"""That a number's line is bent between (docs/tables.md: trials)."""
+
 
 def _examples(run: Run, split: TableSplit) -> tuple[tuple[dict[str, str | None], str, str], ...]:
     return tuple((record, label, _shown(record)) for record, label in split.test_records)
@@ -28,7 +31,7 @@ def _shown(record: dict[str, str | None]) -> str:
 
 def _prepare(run: Run, split: TableSplit, task: Task, test: tuple[Any, ...], tell: Tell) -> Prepared:
     columns, classes = split.columns, split.classes.model_copy(update={"costs": run.costs})
-    stem = TableStem(num_numeric=len(columns.numbers), cardinalities=columns.cardinalities)
+    stem = TableStem(num_numeric=len(columns.numbers), cardinalities=columns.cardinalities, pieces=PIECES)
     tell(f"{len(columns.numbers)} numbers and {len(columns.categories)} categories a row, {len(classes.names)} classes")
 
     def make(rows: TableRows, labels: int, seed: int, like: TableBatches | None = None) -> TableBatches:

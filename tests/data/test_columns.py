@@ -8,6 +8,7 @@ import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.preprocessing import QuantileTransformer
 
 from chinchilla.config.errors import DataError, FaultError
@@ -33,14 +34,17 @@ def fitted(values) -> NumberColumn:
 @pytest.mark.parametrize("kind", ["continuous", "skewed", "tied", "few"])
 def test_numbers_are_normalised_as_scikit_learn_does_it(kind):
     random = np.random.default_rng(0)
-    values = {
+    weighed = {
         "continuous": random.normal(3, 20, 2000),
-        "skewed": np.round(random.lognormal(3, 2, 2000), 1),
-        "tied": random.integers(0, 12, 2000).astype(float),
+        "skewed": random.lognormal(3, 2, 2000),
+        "tied": np.repeat(np.arange(40.0), np.arange(5, 45)),
         "few": random.normal(0, 1, 90),
     }[kind]
-    theirs = QuantileTransformer(n_quantiles=min(256, len(values)), output_distribution="normal", subsample=None)
-    wanted = theirs.fit_transform(values[:, None])[:, 0]
+    # Scikit-learn is given each number √n times where ours is given it n times.
+    different, counts = np.unique(weighed, return_counts=True)
+    values = np.repeat(different, counts**2)
+    theirs = QuantileTransformer(n_quantiles=min(256, len(weighed)), output_distribution="normal", subsample=None)
+    wanted = theirs.fit(weighed[:, None]).transform(values[:, None])[:, 0]
     # At the two ends scikit-learn gives ±5.2, whatever the number of values; ours give the middle of their ranks.
     inner = (values > values.min()) & (values < values.max()) & (np.abs(wanted) < 2.5)
     assert inner.mean() > 0.8
@@ -50,8 +54,16 @@ def test_numbers_are_normalised_as_scikit_learn_does_it(kind):
 def test_two_values_have_the_middles_of_their_ranks():
     values = np.array([0.0] * 70 + [1.0] * 30)
     low, high = fitted(values).encode(np.array([0.0, 1.0]))
-    assert low == pytest.approx(-0.385, abs=0.02)  # Φ⁻¹(0.35)
-    assert high == pytest.approx(1.036, abs=0.03)  # Φ⁻¹(0.85)
+    # √70 places, of which the first is 0, then √30 to the last.
+    last = 70**0.5 + 30**0.5 - 1
+    assert low == pytest.approx(norm.ppf((70**0.5 - 1) / last / 2), abs=0.02)
+    assert high == pytest.approx(norm.ppf((1 + 70**0.5 / last) / 2), abs=0.02)
+
+
+def test_what_is_rare_has_room_beside_what_is_common():
+    values = np.array([0.0] * 9000 + [*range(1, 101)] * 9)
+    ranks = norm.cdf(fitted(values).encode(np.array([0.0, 1.0, 100.0])))
+    assert ranks[2] - ranks[1] > 0.7  # a hundred numbers that are a tenth of the rows
 
 
 @settings(max_examples=40)

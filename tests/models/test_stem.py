@@ -2,15 +2,17 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
-from chinchilla.config.shape import ImageStem, Shape
+from chinchilla.config.shape import ImageStem, Shape, TableStem
 from chinchilla.models.position import grid_sinusoids
-from chinchilla.models.stem import Patches
+from chinchilla.models.stem import Columns, Patches
 from chinchilla.models.transformer import Transformer
 
 STEM = ImageStem(height=12, width=20, channels=3, patch=4, pooled=True)
@@ -121,3 +123,38 @@ def test_a_patch_sees_its_neighbours(patch, sees):
     patches(image)[0, 8 * 4 + 4].sum().backward()
     seen = image.grad[0, 0] != 0
     assert seen.any(0).sum() == seen.any(1).sum() == sees
+
+
+@given(st.lists(st.floats(-6, 6, width=32), min_size=1, max_size=8), st.integers(1, 32))
+def test_a_number_s_line_is_bent_between_equal_shares(numbers, pieces):
+    columns = Columns(6, TableStem(num_numeric=1, pieces=pieces))
+    with torch.no_grad():
+        for parameter in columns.parameters():
+            parameter.normal_()
+        found = columns(torch.tensor(numbers)[:, None])[:, 0] - columns.column
+    assert columns.pieces is not None
+    line, vectors = columns.numbers.detach().numpy()[0], columns.pieces.detach().numpy()[0]
+    knots = np.concatenate([np.zeros((1, 6)), vectors.cumsum(0)]) - vectors.sum(0) / 2
+    shares = np.arange(pieces + 1) / pieces
+    for number, vector in zip(numbers, found.numpy(), strict=True):
+        bent = [np.interp(norm.cdf(number), shares, knots[:, each]) for each in range(6)]
+        assert np.allclose(vector, number * line + bent, atol=1e-3)
+
+
+def test_the_pieces_of_a_number_begin_as_long_as_its_line():
+    embed = model(TableStem(num_numeric=40, pieces=32), dim=64, num_heads=8, num_kv_heads=8, max_len=41).embed
+    with torch.no_grad():
+        straight = embed.inner.numbers.norm(dim=1).mean()
+        bent = embed.inner._bent(torch.full((1, 40), 6.0)).norm(dim=-1).mean()  # above every piece
+    assert straight.item() == pytest.approx(1, abs=0.05)
+    assert bent.item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_missing_number_has_a_vector_of_its_own_beside_pieces():
+    columns = Columns(6, TableStem(num_numeric=2, pieces=4))
+    with torch.no_grad():
+        for parameter in columns.parameters():
+            parameter.normal_()
+        found = columns(torch.tensor([[torch.nan, 0.5]]))
+    assert torch.equal(found[0, 0], columns.missing[0] + columns.column[0])
+    assert found.isfinite().all()

@@ -88,6 +88,7 @@ def test_calls_of_a_completion_are_those_that_torch_sees(variant: dict[str, obje
         *(ImageStem(height=16, width=8, patch=patch, pooled=pooled) for patch in (2, 8) for pooled in (False, True)),
         TableStem(num_numeric=3, cardinalities=(4, 9)),
         TableStem(num_numeric=2),
+        TableStem(num_numeric=3, cardinalities=(4,), pieces=8),
         TableStem(num_numeric=0, cardinalities=(4,)),
     ],
     ids=str,

@@ -61,7 +61,8 @@ def shapes(draw: st.DrawFn) -> Shape:
 def stems(draw: st.DrawFn) -> ImageStem | TableStem:
     if draw(st.booleans()):
         cardinalities = tuple(draw(st.lists(st.integers(1, 9), max_size=4)))
-        return TableStem(num_numeric=draw(st.integers(0 if cardinalities else 1, 5)), cardinalities=cardinalities)
+        numbers, pieces = draw(st.integers(0 if cardinalities else 1, 5)), draw(st.sampled_from([0, 4]))
+        return TableStem(num_numeric=numbers, cardinalities=cardinalities, pieces=pieces)
     patch = draw(st.sampled_from([2, 4, 8]))
     height, width = (patch * draw(st.integers(1, 3)) for _ in range(2))
     channels, pooled = draw(st.sampled_from([1, 3])), draw(st.booleans())

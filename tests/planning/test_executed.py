@@ -114,7 +114,7 @@ def test_dropped_paths_are_computed_all_the_same(order: str, recompute: bool) ->
     [
         ImageStem(height=8, width=12, patch=4),
         ImageStem(height=8, width=12, patch=4, pooled=True),
-        TableStem(num_numeric=2, cardinalities=(3, 5)),
+        TableStem(num_numeric=2, cardinalities=(3, 5), pieces=4),
     ],
     ids=["strided", "image", "table"],
 )

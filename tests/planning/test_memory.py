@@ -68,6 +68,7 @@ IMAGES = (
 TABLES = (
     {"stem": TableStem(num_numeric=3, cardinalities=(4, 7, 2))},
     {"stem": TableStem(num_numeric=5)},
+    {"stem": TableStem(num_numeric=4, cardinalities=(4, 2), pieces=8)},
     {"stem": TableStem(num_numeric=0, cardinalities=(3, 9))},
 )
 STEM_VARIANTS = [
@@ -335,7 +336,7 @@ STEPS = {
         Batch(16, 64, labelled=16),
     ),
     "tables": (
-        ENCODER | {"stem": TableStem(num_numeric=20, cardinalities=(9, 300, 4)), "num_classes": 2},
+        ENCODER | {"stem": TableStem(num_numeric=20, cardinalities=(9, 300, 4), pieces=32), "num_classes": 2},
         Batch(64, 24, labelled=64),
     ),
     "wide": (DECODER | {"dim": 320, "head_dim": 80, "ffn_dim": 640}, Batch(4, 0, 96)),

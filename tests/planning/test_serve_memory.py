@@ -29,7 +29,7 @@ SHAPES = [
     {"tied_embeddings": False, "head_bias": True, "bias": True},
     {"position": "sinusoidal", "num_encoder_layers": 1, "activation": "swiglu"},
     CLASSIFIER | {"stem": ImageStem(height=16, width=16), "position": "learned"},
-    CLASSIFIER | {"stem": TableStem(num_numeric=3, cardinalities=(4, 9))},
+    CLASSIFIER | {"stem": TableStem(num_numeric=3, cardinalities=(4, 9), pieces=8)},
     {"position": "learned", "reconstruct": True, "qk_norm": True, "attention": "gated"},
 ]
 

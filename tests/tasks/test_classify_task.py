@@ -85,6 +85,7 @@ STEMS = [
     (TableStem(num_numeric=2, cardinalities=(3, 4)), torch.tensor([[0.5, math.nan, 2, 3], [1.0, 2, 0, 0]])),
     (TableStem(num_numeric=0, cardinalities=(3,)), torch.tensor([[2.0], [0.0]])),
     (TableStem(num_numeric=3), torch.randn(4, 3)),
+    (TableStem(num_numeric=3, pieces=8), torch.randn(4, 3)),
 ]
 
 

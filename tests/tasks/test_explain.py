@@ -50,7 +50,7 @@ def strided_case():
 
 
 def row_case():
-    stem = TableStem(num_numeric=3, cardinalities=(4,))
+    stem = TableStem(num_numeric=3, cardinalities=(4,), pieces=8)
     model = make_model(num_decoder_layers=0, num_classes=3, stem=stem, attention="gated")
     return model, TableClasses(COLUMNS, CLASSES), {"a": 9, "b": 1.5, "d": "y"}
 

@@ -38,6 +38,9 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[RECIPE|DATA] [KEY=VALUE]...", help="a recipe, or a file of data; and settings over it"),
 ]
+RecipeWords = Annotated[
+    list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="a recipe file, and settings over it")
+]
 Budget = Annotated[str | None, typer.Option(help='sugar for budget.time=, like "10m"')]
 Target = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="sugar for data.label= or data.target=: what is to be told")
@@ -430,7 +433,7 @@ def audit(
 
 @app.command()
 def whatif(
-    words: Words = None,
+    words: RecipeWords = None,
     against: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help='another case, like "budget.time=1h model.dim=256"')
     ] = None,
@@ -515,7 +518,7 @@ def _fit_form(runs: Path, name: str, as_json: bool) -> None:
 
 @app.command()
 def sweep(
-    words: Words = None,
+    words: RecipeWords = None,
     budget: Budget = None,
     target: Annotated[
         str | None, typer.Option(help='time of the big run, like "8h"; absent: what is left of the budget')

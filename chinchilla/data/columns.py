@@ -24,7 +24,7 @@ UNKNOWN = 1
 
 
 class NumberColumn(Frozen):
-    """A number brought to N(0, 1) by its quantiles in the training data.
+    """A number brought to N(0, 1) by its quantiles in the training data, where one that comes n times weighs √n.
 
     `knots` are those quantiles, evenly spaced from 0 to 1; `count` is how many numbers they come from. Of a column of
     dates, `part` is taken: "value" the seconds since 1970, "year" how much of the year is over, "month" from 1,

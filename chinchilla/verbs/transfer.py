@@ -106,10 +106,12 @@ class Start:
         return Shape.model_validate(old.model_dump() | changes)
 
     def _stem(self, facts: Facts) -> Stem | None:
-        """The task's stem; that of images in this model's own form, or its weights would stand for something else."""
+        """The task's stem in this model's own form, or its weights would stand for something else."""
         stem, old = facts.stem, self.shape.stem
         if isinstance(stem, ImageStem) and isinstance(old, ImageStem):
             return stem.model_copy(update={"pooled": old.pooled})
+        if isinstance(stem, TableStem) and isinstance(old, TableStem):
+            return stem.model_copy(update={"pieces": old.pieces})
         return stem
 
     def _stacks(self, family: Family, fixed: Model) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from chinchilla.config.errors import UsageError
-from chinchilla.config.load import Loaded, load_run
+from chinchilla.config.load import COMMAND_LINE, Loaded, load_run
 from chinchilla.config.plan import TARGETS, TaskName
 
 DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt", ".text", ".md", ".npz")
@@ -45,7 +45,10 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def _is_data(path: Path) -> bool:
-    return path.suffix.lower() in DATA_ENDINGS or path.expanduser().is_dir()
+    try:
+        return path.suffix.lower() in DATA_ENDINGS or path.expanduser().is_dir()
+    except (OSError, RuntimeError):  # no name of a file, or not to be looked at: told of where it is read
+        return False
 
 
 def _of_data(path: Path, settings: list[str], target: str | None, tell: Callable[[str], None]) -> Loaded:
@@ -55,11 +58,19 @@ def _of_data(path: Path, settings: list[str], target: str | None, tell: Callable
         return loaded if target is None else load_run(None, [*given, _target(loaded.run.task, target)])
     from chinchilla.verbs.infer import infer
 
-    found = infer(path.expanduser(), target)
+    # What is said of the data, whatever the task: any that has columns does to read it.
+    said = load_run(None, ["task=classify_table", "budget.time=1", *(word for word in given if _is_of_data(word))])
+    named = (name for name in ("data.label", "data.target") if said.origins[name] == COMMAND_LINE)
+    told = target or next((getattr(said.run.data, name.removeprefix("data.")) for name in named), None)
+    found = infer(path.expanduser(), told, (*said.run.data.ignore, said.run.data.group_name))
     tell(f"task: {found.task}, since {found.reason}; say task=… for another")
     if target is not None:
         given.append(_target(found.task, target))
     return load_run(None, given, {"task": found.task, **found.columns})
+
+
+def _is_of_data(word: str) -> bool:
+    return word.strip().startswith("data.")
 
 
 def _target(task: TaskName, column: str) -> str:

@@ -95,6 +95,15 @@ def test_vectors_of_other_columns_are_new(tmp_path):
         new_model(start.shape, 0.0, others, Adapter(rank=2))
 
 
+def test_numbers_keep_the_lines_of_the_model_that_they_start_from(tmp_path):
+    number = {"column": "age", "time": False, "part": "value", "knots": [1.0, 2.0], "count": 9}
+    columns = {"numbers": [number], "categories": [{"column": "job", "categories": ["cook"]}], "unused": []}
+    start, _ = classifier(tmp_path / "a", ("no", "yes"), columns)
+    stem = TableStem(num_numeric=1, cardinalities=(3,), pieces=32)
+    asked = facts("classify_table").model_copy(update={"stem": stem, "num_classes": 2, "max_len": 3})
+    assert start.shape_for(asked, FREE).stem == stem.model_copy(update={"pieces": 0})
+
+
 @pytest.mark.parametrize("pooled", [False, True])
 def test_images_keep_the_stem_of_the_model_that_they_start_from(tmp_path, pooled):
     stem = ImageStem(height=8, width=8, channels=1, pooled=pooled)

@@ -89,7 +89,7 @@ def test_texts_beside_other_columns_are_told_to_be_unread(tmp_path):
     path = csv_file(tmp_path, {"cars": [number % 4 for number in range(60)], "body": ENGLISH, "kind": CLASSES})
     told = []
     assert load_words([str(path)], "5m", "kind", told.append).run.task == "classify_table"
-    assert "the texts in body are not read" in told[0]
+    assert "texts, as in body, are not read word by word" in told[0]
 
 
 @pytest.mark.parametrize(("targets", "task"), [(FRENCH, "translate"), ([text[:25] for text in FRENCH], "summarise")])
@@ -126,10 +126,45 @@ def test_a_folder_of_images_by_class(tmp_path):
 
 
 def test_what_is_said_goes_before_what_is_inferred(tmp_path):
-    path = csv_file(tmp_path, {"body": ENGLISH, "subject": FRENCH, "cars": ["1", "2", "3"] * 20, "kind": CLASSES})
-    loaded = found(path, "kind", "task=classify_text", "data.text=subject")
-    assert task_and(loaded, "text", "label") == ("classify_text", "subject", "kind")
-    assert loaded.origins["task"] == "command line"
+    columns = {"body": ENGLISH, "subject": [text[:40] for text in FRENCH], "kind": CLASSES}
+    path = csv_file(tmp_path, columns)
+    assert task_and(found(path, "kind"), "text") == ("classify_text", "body")
+    assert task_and(found(path, "kind", "data.text=subject"), "text") == ("classify_text", "subject")
+    assert found(path, "kind", "task=classify_table").run.task == "classify_table"
+
+
+def test_settings_beside_data_name_its_columns_too(tmp_path):
+    path = csv_file(tmp_path, {"body": ENGLISH, "cars": [1, 2, 3] * 20, "label": CLASSES, "kind": CLASSES})
+    assert task_and(found(path, None, "data.label=kind"), "label") == ("classify_table", "kind")
+    loaded = found(path, None, "data.label=kind", 'data.ignore=["cars", "label"]')
+    assert task_and(loaded, "text", "label") == ("classify_text", "body", "kind")
+
+
+def test_numbers_of_texts_that_are_shuffled_tell_nothing(tmp_path):
+    path = csv_file(
+        tmp_path, {"id": [(number * 977) % 25_013 for number in range(60)], "body": ENGLISH, "kind": CLASSES}
+    )
+    assert found(path, "kind").run.task == "classify_text"
+
+
+def test_other_letters_are_a_translation_however_short(tmp_path):
+    chinese = [f"机车牵引{number}节车厢翻山到海" for number in range(60)]
+    path = jsonl_file(tmp_path, [{"en": a, "zh": b} for a, b in zip(ENGLISH, chinese, strict=True)])
+    assert found(path, "zh").run.task == "translate"
+
+
+def test_texts_in_tsv_have_no_names_of_columns(tmp_path):
+    with pytest.raises(UsageError, match="TSV of texts has no names of columns"):
+        found(csv_file(tmp_path, {"en": ENGLISH, "fr": FRENCH}, "data.tsv", "\t"), "fr")
+
+
+def test_half_a_character_and_names_that_are_none(tmp_path):
+    path = tmp_path / "cut.jsonl"
+    path.write_text('{"text": "a \\ud83d"}\n' * 3, "utf-8")
+    assert found(path).run.task == "generate"
+    for name in ("~nobody-at-all/x", "x" * 300):
+        with pytest.raises(UsageError):
+            found(name)
 
 
 def test_a_target_over_a_recipe(tmp_path):
@@ -148,14 +183,18 @@ def test_a_malformed_row_is_left_to_who_reads_the_data(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "target", "told"),
     [
-        ({"amount": [1, 2, 3] * 20, "kind": CLASSES}, "kin", r"no column 'kin' \(did you mean 'kind'\?\).*--target"),
         ({"amount": [1, 2, 3] * 20, "kind": CLASSES}, None, r"which column is to be told\?.*amount, kind"),
         ({"number": range(60), "kind": CLASSES}, "kind", "no column to tell 'kind' by; say task="),
     ],
 )
 def test_columns_that_tell_no_task(tmp_path, columns, target, told):
-    with pytest.raises((UsageError, DataError), match=told):
+    with pytest.raises(UsageError, match=told):
         found(csv_file(tmp_path, columns), target)
+
+
+def test_a_target_that_is_no_column(tmp_path):
+    with pytest.raises(DataError, match=r"no column 'defualt' \(did you mean 'default'\?\).*--target"):
+        found(loans(tmp_path), "defualt")
 
 
 def test_numbers_in_jsonl_are_no_table(tmp_path):

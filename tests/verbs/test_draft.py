@@ -53,7 +53,7 @@ def test_few_rows_of_a_table_are_learned_in_small_steps_at_a_low_rate(tmp_path, 
     prepared = prepare(run)
     training = draft_training(run, small_machine, prepared, 60.0)
     assert (training.batch_tokens, training.learning_rate, training.embedding_learning_rate) == (64, 3e-4, 3e-4)
-    many = dataclasses.replace(prepared, facts=prepared.facts.model_copy(update={"unique_tokens": 10_000}))
-    assert draft_training(run, small_machine, many, 60.0).batch_tokens == 200
+    many = dataclasses.replace(prepared, facts=prepared.facts.model_copy(update={"unique_tokens": 30_000}))
+    assert draft_training(run, small_machine, many, 60.0).batch_tokens == 100
     run = run.model_copy(update={"train": run.train.model_copy(update={"optimizer": "adamw"})})
     assert draft_training(run, small_machine, prepared, 60.0).learning_rate == 3e-4

@@ -61,8 +61,8 @@ NOTES = {
     "credit-data": "Less than the tuned boosting by an amount that three splits of 223 test rows do not settle. "
     f"Perhaps because numbers went into the network as multiples of one vector a column. {EARLIER}",
     "adult": "Lost to boosting by more than a point of ROC-AUC, by straight lines for numbers, ranks that left capital "
-    "gains no room, and 88 steps a pass. Most of that is mended since: on the first of the two splits it has 0.931 now, "
-    "boosting 0.935 (docs/tables.md). These rows are from before.",
+    "gains no room, and 88 steps a pass. Most of that is mended since: on the first of the two splits it has 0.931 "
+    "now, boosting 0.935 (docs/tables.md). These rows are from before.",
     "ddtp-summaries": "Lost to the lead sentence: a long description often says in its first one what the short one "
     "says, in the same words, and a network of minutes has no way to copy them but to learn each. A BART of that size "
     "from scratch is far behind both.",

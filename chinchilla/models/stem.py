@@ -109,8 +109,8 @@ class Columns(nn.Module):
 
     A number scales its column's vector, a category looks its own up, each on its column's bias; a missing number (NaN)
     has a vector of its own. Where there are `pieces`, the number's line is bent between as many equal shares of N(0, 1)
-    (piecewise linear encoding; Gorishniy 2022, arXiv 2203.05556, §3.2): what is told by a range of a number, or by one
-    that comes often, is then told by a straight line's sum, where attention over straight lines alone takes long.
+    (piecewise linear encoding; Gorishniy 2022, arXiv 2203.05556, §3.2): a range of a number, or one that comes often,
+    then has a vector of its own at once, which layers over straight lines take long to make.
     """
 
     def __init__(self, dim: int, stem: TableStem) -> None:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from chinchilla.config.errors import DataError, UsageError
-from chinchilla.verbs.words import load_words
+from chinchilla.data.readers import ENDINGS
+from chinchilla.verbs.words import DATA_ENDINGS, load_words
 
 ENGLISH = [f"the engine pulls {number} cars over the hill and down to the sea" for number in range(60)]
 FRENCH = [f"la locomotive tire {number} voitures par-dessus la colline vers la mer" for number in range(60)]
@@ -226,6 +227,10 @@ def test_data_that_are_not_there(tmp_path):
         found(tmp_path / "credit.csv", "default")
     with pytest.raises(DataError, match="no such file"):
         found(tmp_path / "credit.jsonl")
+
+
+def test_words_are_data_by_the_endings_that_are_read():
+    assert {*DATA_ENDINGS} == {*ENDINGS, ".npz"}
 
 
 def test_two_recipes_or_data(tmp_path):

@@ -269,7 +269,7 @@ class Trainer:
         steps = self.replan(Review(progress.step, old, recent, progress.time_s))
         if steps is not None and steps != old:
             self.records.event("replan", step=progress.step, steps=steps, step_time_s=recent)
-            self.monitor.note(f"steps take {recent:.3g} s: {steps} instead of {old} fit the budget")
+            self.monitor.note(f"steps take {recent:.3g} s: planned anew, {steps} instead of {old}")
             self.monitor.total(steps)
             self.training = self.training.model_copy(update={"steps": steps})
         return True

@@ -15,7 +15,7 @@ from chinchilla.planning.repeat import MEASURED_EPOCHS
 from chinchilla.planning.search import Facts
 from chinchilla.planning.traffic import step_traffic, token_bytes, told_step
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.probes import Choice, most_tokens
+from chinchilla.verbs.probes import Choice
 
 
 def decisions(
@@ -26,22 +26,26 @@ def decisions(
     choice: Choice,
     saving: Interval,
     tokens: float,
+    sated: bool,
     memory_bytes: Estimate,
 ) -> list[Decision]:
-    """The plan's table; `key` is the setting in [train] that takes a decision out of the plan's hands."""
+    """The plan's table; `key` is the setting in [train] that takes a decision out of the plan's hands.
+
+    `sated`: the data, seen as often as it is worth, ends the run before the budget does.
+    """
     facts, shape = prepared.facts, choice.shape
     layers = "+".join(str(number) for number in (shape.num_encoder_layers, shape.num_decoder_layers) if number)
     rates = ", ".join(f"{name} {machine.flops_per_s(name) / 1e9:.0f}" for name in ("bf16", "fp32"))
     epochs = f"{show_count(tokens / facts.unique_tokens)} epochs of {show_count(facts.unique_tokens)}"
     if choice.law is None and tokens > MEASURED_EPOCHS.high * facts.unique_tokens:
         epochs += f"; what repeats teach was measured up to {MEASURED_EPOCHS.high:g}, with texts"
-    sated = tokens >= most_tokens(run, facts)
-    steps = "what the budget holds at the measured speed"
-    steps = "more passes over the data did harm in trials; the budget would hold more" if sated else steps
+    steps = _sated(prepared) if sated else "what the budget holds at the measured speed"
     alike = "examples packed in rows" if facts.packed else "rows without padding"
     replays = 1 if run.attack is None else run.attack.replays
     again = f", each for {replays} steps in a row" if replays > 1 else ""
-    often = "the data is seen often" if training.dropout else "too few passes over the data for dropout to pay"
+    often = "little data for this budget" if training.dropout else "too few passes over the data for dropout to pay"
+    if prepared.start is not None and not prepared.start.is_own:
+        often = "none in what was trained elsewhere, mostly without"
     often = often if run.adapter is None else "none in what stays as it is; the adapter's own is adapter.dropout"
     recompute = "else memory does not suffice" if training.recompute else "activations fit the memory; a third faster"
     norm = "as the recipe says" if run.model.norm else "LayerNorm's kernel is 4× RMSNorm's on CPUs"
@@ -68,7 +72,7 @@ def decisions(
             "batch_tokens",
             f"many steps in little time; {alike}, all alike",
         ),
-        ("optimizer", training.optimizer, "optimizer", _why(training.optimizer)),
+        ("optimizer", training.optimizer, "optimizer", _why(training.optimizer, run.adapter)),
         ("learning rate", _told_rates(training), "learning_rate", choice.rate_reason),
         (
             "schedule",
@@ -102,6 +106,13 @@ def decisions(
     ]
 
 
+def _sated(prepared: Prepared) -> str:
+    told = "more passes over the data did harm in trials; the budget would hold more"
+    if prepared.start is None and prepared.run.adapter is None:
+        return told
+    return f"{told}; they were of models from nothing, and train.steps may ask for more"
+
+
 def _regularisation(training: Training) -> str:
     told = f"dropout {training.dropout:g}, label smoothing {training.label_smoothing:g}"
     told += f", paths dropped up to {training.drop_path:g}" if training.drop_path else ""
@@ -110,9 +121,11 @@ def _regularisation(training: Training) -> str:
     return told + (f", focal loss of {training.focal_gamma:g}" if training.focal_gamma else "")
 
 
-def _why(optimizer: OptimizerKind) -> str:
+def _why(optimizer: OptimizerKind, adapter: Adapter | None) -> str:
     if optimizer == "muon":
         return "Muon for matrices and convolutions, AdamW for the rest: fewer steps to a loss"
+    if adapter is None:
+        return "as the model was trained that it starts from"
     return "as adapters are trained: Muon was not tried on their thin factors"
 
 

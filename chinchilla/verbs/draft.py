@@ -5,10 +5,12 @@ import math
 from chinchilla.config.machine import Machine
 from chinchilla.config.plan import OptimizerKind, TaskName, Training
 from chinchilla.config.run import Run
+from chinchilla.planning.adapter_flops import trained_flops_per_token
 from chinchilla.planning.hparams import Advice
 from chinchilla.planning.search import Facts
 from chinchilla.verbs.prepared import Prepared
 from chinchilla.verbs.probes import PEAK_SHARE, law_advice
+from chinchilla.verbs.transfer import Start
 
 BATCH_TOKENS = 2048
 """Labelled tokens a step, of text generation twice as many, as a pair has two sides: small, so that a short run has
@@ -30,8 +32,8 @@ MUON_RATES: dict[TaskName, tuple[float, float]] = {
 LOW_RATES: dict[TaskName, float] = {"classify_text": 1e-3, "classify_table": 3e-4}
 """Where the usual one learns few examples by heart (docs/tables.md, docs/tasks.md)."""
 
-START_RATE, ADAPTER_RATE = 5e-4, 2e-3
-"""The same where weights are taken over, and where an adapter is trained beside them: guesses, to forget little."""
+START_RATE, FOREIGN_RATE, ADAPTER_RATE = 5e-4, 5e-5, 2e-3
+"""Where weights are taken over from an own run, from elsewhere, and where an adapter is trained beside them."""
 
 DROPOUT: dict[TaskName, float] = {"recommend": 0.3}
 """Where it is not a tenth."""
@@ -48,6 +50,9 @@ BATCH_POSITIONS, BATCH_EXAMPLES = 8192, (16, 512)
 TABLE_BATCH, TABLE_STEPS = 64, 300
 """Rows of a table that a step has at least, and steps that a pass has at least where there are more."""
 
+START_STEPS, LEAST_LABELS = 100, 256
+"""Steps that a run from a given model has at least, by labels a step down to so many (`BATCH_EXAMPLES` of classes)."""
+
 DROPOUT_EPOCHS = 5
 """Passes over the data from which dropout is worth its cost; below, it only slows learning down."""
 
@@ -58,10 +63,13 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     flops = run.budget.flops or time_s * PEAK_SHARE * machine.flops_per_s(machine.fastest_precision())
     facts = prepared.facts
     epochs = flops / facts.sparsity / (6 * facts.typical_params(flops)) / facts.unique_tokens
+    foreign = prepared.start is not None and not prepared.start.is_own
+    careful = foreign or run.adapter is not None
     advice = law_advice(run, prepared, machine, flops)
-    batch_tokens = fixed.batch_tokens or (advice.batch_tokens if advice else _batch_labels(prepared.facts))
-    optimizer = fixed.optimizer or ("muon" if run.adapter is None else "adamw")
-    rate, embedding_rate = _rates(run, optimizer, prepared.start is not None, advice)
+    usual = advice.batch_tokens if advice else _batch_labels(prepared.facts)
+    batch_tokens = fixed.batch_tokens or _batch_for_start(usual, run, prepared, flops / PEAK_SHARE)
+    optimizer = fixed.optimizer or ("adamw" if careful else "muon")
+    rate, embedding_rate = _rates(run, optimizer, prepared.start, advice)
     defaults = {
         "optimizer": optimizer,
         "learning_rate": rate,
@@ -72,7 +80,7 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
         "decay_fraction": 0.4,
         "clip_norm": 1.0,
         "label_smoothing": 0.1 if run.task in SMOOTHED and not fixed.focal_gamma else 0.0,
-        "dropout": DROPOUT.get(run.task, 0.1) if epochs > DROPOUT_EPOCHS and run.adapter is None else 0.0,
+        "dropout": DROPOUT.get(run.task, 0.1) if epochs > DROPOUT_EPOCHS and not careful else 0.0,
         "ema_decay": 0.0,
         "precision": machine.fastest_precision(),
         "compile": False,
@@ -85,10 +93,11 @@ def draft_training(run: Run, machine: Machine, prepared: Prepared, time_s: float
     return Training(**never | defaults | rest | said | {"class_weights": prepared.class_weights(run)})
 
 
-def _rates(run: Run, optimizer: OptimizerKind, started: bool, advice: Advice | None) -> tuple[float, float]:
+def _rates(run: Run, optimizer: OptimizerKind, start: Start | None, advice: Advice | None) -> tuple[float, float]:
     """Peak rates of matrices, and of embeddings and all else."""
-    if started:
-        rate = ADAPTER_RATE if run.adapter is not None else START_RATE
+    if start is not None:
+        whole = START_RATE if start.is_own else FOREIGN_RATE
+        rate = whole if run.adapter is None else ADAPTER_RATE
         return rate, rate
     if advice is not None:
         return advice.learning_rate, advice.learning_rate
@@ -110,6 +119,20 @@ def _batch_labels(facts: Facts) -> int:
         fewest = TABLE_BATCH
         most = min(most, max(fewest, facts.unique_tokens // TABLE_STEPS))
     return min(max(round(BATCH_POSITIONS / facts.positions_per_label), fewest), most)
+
+
+def _batch_for_start(usual: int, run: Run, prepared: Prepared, most_flops: float) -> int:
+    """Fewer labels a step, where the model to start from is so large that there would be few steps.
+
+    `most_flops`: what the time is worth at the peak, which large models come near. A shape to choose fits the budget.
+    """
+    if prepared.start is None or run.train.steps:
+        return usual
+    facts = prepared.facts
+    shape = prepared.start.shape_for(facts, run.model)
+    label_flops = trained_flops_per_token(shape, prepared.adapter_on(shape), facts.batch(usual))
+    least = BATCH_EXAMPLES[0] if facts.labels_per_row else LEAST_LABELS
+    return min(usual, max(least, round((run.budget.flops or most_flops) / label_flops / START_STEPS)))
 
 
 def _accumulation(batch_labels: int, facts: Facts, threads: int) -> int:

@@ -18,6 +18,7 @@ from chinchilla.config.units import show_time
 from chinchilla.data.sources import default_cache
 from chinchilla.parallel.measure import cached_measure
 from chinchilla.planning import audit, cost, count, search
+from chinchilla.planning.adapter_flops import trained_flops_per_token
 from chinchilla.planning.adapters import kept_params, trained_params
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
@@ -181,7 +182,8 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
     facts, shape = prepared.facts, choice.shape
     batches = prepared.batches(draft)
     tokens_per_step = batches.unique_tokens / batches.num_batches(0) * draft.accumulation
-    flops_per_token = count.flops_per_token(shape, facts.batch(draft.batch_tokens / draft.accumulation))
+    batch = facts.batch(draft.batch_tokens / draft.accumulation)
+    flops_per_token = trained_flops_per_token(shape, prepared.adapter_on(shape), batch)
     elapsed_s = time.perf_counter() - begun
     pauses = _pauses(prepared, draft, choice)
     step_s, step_flops = choice.step_time, tokens_per_step * flops_per_token
@@ -192,8 +194,9 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
     training = _scheduled(run, draft, choice, pauses, saving, step_flops, elapsed_s, most_steps)
     tokens = training.steps * tokens_per_step
     clock_s = None if run.train.steps else run.budget.time
-    filled_s = None if training.steps == most_steps else clock_s
-    seen, train_time_s = _course(tokens, _train_time(training, step_s, pauses), step_s, facts.labels, filled_s)
+    sated = training.steps == most_steps
+    open_end_s = None if sated else clock_s
+    seen, train_time_s = _course(tokens, _train_time(training, step_s, pauses), step_s, facts.labels, open_end_s)
     memory_bytes = _memory(choice, machine)
     num_params = count.num_params(shape) + kept_params(shape, run.adapter)
     return Plan(
@@ -217,7 +220,7 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
             "latency_s": choice.answer_on(machine, facts.request).estimate(),
             **cost.costs(cost.later(train_time_s, elapsed_s), known_tariff(run, machine)),
         },
-        decisions=tuple(decisions(run, prepared, machine, training, choice, saving, tokens, memory_bytes)),
+        decisions=tuple(decisions(run, prepared, machine, training, choice, saving, tokens, sated, memory_bytes)),
         probes=choice.probes,
         rows=rows_of(facts),
         planning_time_s=elapsed_s,

@@ -38,7 +38,7 @@ from chinchilla.training.trainer import Trainer
 from chinchilla.training.workers import worker_count
 from chinchilla.verbs.answer_probe import timed_answer
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.transfer import Start, told
+from chinchilla.verbs.transfer import Start, is_whole, told
 
 log = logging.getLogger("chinchilla")
 
@@ -156,9 +156,15 @@ def choose(
     return choice
 
 
-def probe_time(time_s: float) -> float:
-    """Seconds of a time budget that probe runs may take."""
-    return min(PROBE_SHARE * time_s, MOST_PROBE_S)
+def probe_time(time_s: float, run_s: float = math.inf) -> float:
+    """Seconds of a time budget that probe runs may take, for a run of `run_s`: none need be longer than that."""
+    return min(PROBE_SHARE * time_s, MOST_PROBE_S, MOST_CANDIDATES * max(LEAST_PROBE_S, run_s))
+
+
+def filled_time(shape: Shape, prepared: Prepared, machine: Machine, draft: Training) -> float:
+    """Seconds, by the model of a step's time, until the data has been seen as often as it is worth."""
+    step_s, step_tokens = _thought_step(shape, prepared, machine, draft)
+    return step_s * most_tokens(prepared.run, prepared.facts) / step_tokens
 
 
 def deadline_for(run: Run, room: Room, machine: Machine, time_s: float) -> Deadline | None:
@@ -187,7 +193,9 @@ def _chosen(
         return _by_law(flops, prepared, machine, draft, room, deadline)
     shapes = search.candidates(prepared.facts, machine, run.limits, run.model, time_s, room, deadline)
     shapes = [shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0}) for shape in shapes]
-    probe_s = probe_time(time_s)
+    wanted = prepared.facts.typical_params(flops)
+    (typical,) = search.near(shapes, wanted, 1)
+    probe_s = probe_time(time_s, filled_time(typical, prepared, machine, draft))
     first = deadline is None or deadline.pace == 1
     most = _affordable(probe_s) if run.train.probes and first else 1
     bought = within_reach(shapes, prepared, machine, draft, time_s)
@@ -195,7 +203,6 @@ def _chosen(
         bought = [(shape, deadline.tokens) for shape in shapes]
     advised = None if own is None else best_shape(own, bought)
     fitting = len(shapes)
-    wanted = prepared.facts.typical_params(flops)
     shapes = [advised.shape] if advised else search.near(shapes, wanted, most)
     drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))}) for shape in shapes}
     choice = _by_probes(drafts, probe_s, prepared, machine, time_s, deadline, tell)
@@ -233,7 +240,8 @@ def _by_start(
     shape = shape.model_copy(update={"reconstruct": draft.reconstruct_weight > 0})
     start.require_within(shape, bounds(prepared.facts.request, machine, run.limits, room, deadline))
     drafts = {shape: draft.model_copy(update={"recompute": bool(room.way(shape))})}
-    choice = _by_probes(drafts, probe_time(time_s), prepared, machine, time_s, deadline, tell)
+    probe_s = probe_time(time_s, filled_time(shape, prepared, machine, draft))
+    choice = _by_probes(drafts, probe_s, prepared, machine, time_s, deadline, tell)
     return replace(choice, reason=f"as {start.path}, of which it takes {told(start, shape)}; timed in a short probe")
 
 
@@ -254,13 +262,18 @@ def within_reach(
     shapes: list[Shape], prepared: Prepared, machine: Machine, draft: Training, time_s: float
 ) -> list[tuple[Shape, float]]:
     """Each shape with the labelled tokens that it gets through in `time_s` seconds, by the model of a step's time."""
-    batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
-    options = []
+    most, options = most_tokens(prepared.run, prepared.facts), []
     for shape in shapes:
-        step_s = step_time(shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
-        tokens = time_s / step_s * batch.loss_rows * draft.accumulation
-        options.append((shape, min(tokens, most_tokens(prepared.run, prepared.facts))))
+        step_s, step_tokens = _thought_step(shape, prepared, machine, draft)
+        options.append((shape, min(time_s / step_s * step_tokens, most)))
     return options
+
+
+def _thought_step(shape: Shape, prepared: Prepared, machine: Machine, draft: Training) -> tuple[float, int]:
+    """Seconds of a step by the model of its time, and its labelled tokens."""
+    batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
+    timed = step_time(shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation)
+    return timed.total_s, batch.loss_rows * draft.accumulation
 
 
 def room_for(run: Run, prepared: Prepared, machine: Machine, draft: Training, process_bytes: int) -> Room:
@@ -317,7 +330,7 @@ def _by_law(
         valid_loss=None,
         eval_time_s=None,
         unique_tokens=prepared.facts.unique_tokens,
-        prior=_prior(prepared, draft),
+        prior=_prior(found.shape, prepared, draft),
         law=BESIROGLU,
         rivals=front.by_published_law(
             BESIROGLU,
@@ -382,7 +395,7 @@ def _by_probes(
         valid_loss=valid_loss,
         eval_time_s=eval_time_s,
         unique_tokens=prepared.facts.unique_tokens,
-        prior=_prior(prepared, best.trainer.training),
+        prior=_prior(best.shape, prepared, best.trainer.training),
         answer=answer,
         rivals=front.by_probes(seen, best.shape),
     )
@@ -465,7 +478,7 @@ def _record(candidate: _Candidate, prepared: Prepared, time_s: float, pace_now: 
     ahead = prepared.run.train.steps or time_s / (pace_now * candidate.roofline_s)
     reach = min(_step_tokens(candidate) * ahead, most_tokens(prepared.run, prepared.facts))
     num_params = count.num_params(candidate.shape)
-    prior = _prior(prepared, candidate.trainer.training)
+    prior = _prior(candidate.shape, prepared, candidate.trainer.training)
     predicted = halving.predict_loss(candidate.curve, num_params, max(reach, tokens), unique, prior)
     return Probe(
         shape=candidate.shape,
@@ -491,9 +504,10 @@ def most_tokens(run: Run, facts: search.Facts) -> float:
     return math.inf if run.train.steps else facts.most_tokens * replays
 
 
-def _prior(prepared: Prepared, training: Training) -> halving.Prior:
+def _prior(shape: Shape, prepared: Prepared, training: Training) -> halving.Prior:
     """What is known of the curve before it begins."""
-    return halving.prior_of(prepared.facts.task, prepared.facts.num_classes, training.label_smoothing)
+    tuned = prepared.start is not None and is_whole(prepared.start, shape)
+    return halving.prior_of(prepared.facts.task, prepared.facts.num_classes, training.label_smoothing, tuned)
 
 
 def _name(shape: Shape) -> str:

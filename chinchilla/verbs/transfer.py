@@ -41,6 +41,11 @@ class Start:
         """Its shape."""
         return self.loaded.shape
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is in this project's own layout, of a run, that is, and no model from elsewhere."""
+        return self.loaded.config.get("model_type") == MODEL_TYPE
+
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer.
 
@@ -51,8 +56,7 @@ class Start:
             raise UsageError(
                 f"model.start {self.path}: has no tokenizer.json, and texts need the one it was trained with"
             )
-        own = self.loaded.config.get("model_type") == MODEL_TYPE
-        specials = None if own else specials_in(self.loaded.tokenizer_json, self.shape)
+        specials = None if self.is_own else specials_in(self.loaded.tokenizer_json, self.shape)
         return Tokenizer.from_json(self.loaded.tokenizer_json, specials, f"{self.path}/tokenizer.json")
 
     def require_agreement(self, fixed: Model, family: Family) -> None:
@@ -214,6 +218,11 @@ def fitting(start: Start, shape: Shape) -> dict[str, Tensor]:
         for name, tensor in own.items()
         if wanted.get(name) == tensor.shape and not name.startswith(start.strange)
     }
+
+
+def is_whole(start: Start, shape: Shape) -> bool:
+    """Whether nothing of a model of this shape is new."""
+    return len(fitting(start, shape)) == len(parameters(shape))
 
 
 def told(start: Start, shape: Shape) -> str:

@@ -41,9 +41,9 @@ from chinchilla.verbs.probes import (
     EVAL_SHARE,
     GAPS,
     PEAK_SHARE,
-    PROBE_SHARE,
     deadline_for,
     most_tokens,
+    probe_time,
 )
 from chinchilla.verbs.transfer import Start, check_start
 
@@ -218,9 +218,10 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
     flops = run.budget.flops or time_s * peak
     start = prepared.start
     by_law = start is None and law_holds(flops, prepared.facts.unique_tokens)
+    useful = _useful(time_s, by_law)
     draft = draft_training(run, machine, prepared, time_s)
     room = _room(run, prepared, machine, draft)
-    deadline = deadline_for(run, room, machine, time_s * _useful(by_law))
+    deadline = deadline_for(run, room, machine, time_s * useful)
     if start is not None:
         shape = _by_start(start, run, prepared, machine, room, deadline)
     elif by_law:
@@ -232,11 +233,11 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
     step_tokens = room.batch.loss_rows * draft.accumulation
     token_flops = flops_per_token(shape, room.batch)
     most_steps = most_tokens(run, prepared.facts) / step_tokens
-    fitting = _steps(run, step_s.p50, step_tokens * token_flops, by_law)
+    fitting = _steps(run, step_s.p50, step_tokens * token_flops, useful)
     clock_s = None if run.train.steps or fitting > most_steps else run.budget.time
     training = draft.model_copy(update={"steps": math.ceil(min(fitting, most_steps))})
     predicted = {
-        **_course(clock_s, training.steps, step_s, step_tokens, token_flops, by_law),
+        **_course(clock_s, training.steps, step_s, step_tokens, token_flops, useful),
         **_loss(shape, training.steps * step_tokens, prepared, by_law),
         "memory_bytes": _memory(shape, room, machine),
         "size_bytes": Estimate.around(4 * num_params(shape), 0.01, "bytes", "measured"),
@@ -252,12 +253,12 @@ def _predicted(name: str, run: Run, prepared: Prepared, machine: Machine, tariff
 
 
 def _course(
-    clock_s: float | None, steps: int, step_s: Estimate, step_tokens: int, token_flops: float, by_law: bool
+    clock_s: float | None, steps: int, step_s: Estimate, step_tokens: int, token_flops: float, useful: float
 ) -> dict[str, Estimate]:
     """Time, tokens and FLOPs. A clock that is set leaves the tokens open, and the other way round."""
     tokens = steps * step_tokens
     if clock_s is None:
-        time_s, slowest, fastest = _scaled(step_s, steps / _useful(by_law), "s"), 1.0, 1.0
+        time_s, slowest, fastest = _scaled(step_s, steps / useful, "s"), 1.0, 1.0
     else:
         time_s = Estimate.around(clock_s, 0.0, "s", step_s.source)
         slowest, fastest = step_s.p50 / step_s.p90, step_s.p50 / step_s.p10
@@ -280,16 +281,16 @@ def _loss(shape: Shape, tokens: float, prepared: Prepared, by_law: bool) -> dict
     return {"loss": small_loss(prepared.facts.task, shape.num_outputs, tokens, unique)}
 
 
-def _useful(by_law: bool) -> float:
+def _useful(time_s: float, by_law: bool) -> float:
     """Share of the time that steps take: validations, checkpoints and probes take the rest."""
-    return 1 - EVAL_SHARE - CHECKPOINT_SHARE - (0.0 if by_law else PROBE_SHARE)
+    return 1 - EVAL_SHARE - CHECKPOINT_SHARE - (0.0 if by_law else probe_time(time_s) / time_s)
 
 
-def _steps(run: Run, step_s: float, step_flops: float, by_law: bool) -> int:
+def _steps(run: Run, step_s: float, step_flops: float, useful: float) -> int:
     if run.train.steps:
         return run.train.steps
     if run.budget.time is not None:
-        return search.num_steps(run.budget.time * _useful(by_law), step_s)
+        return search.num_steps(run.budget.time * useful, step_s)
     steps = int((run.budget.flops or 0) / step_flops)
     if steps < 1:
         raise BudgetError(f"budget.flops: one step takes {step_flops:.3g} FLOP: raise it or fix a smaller model")

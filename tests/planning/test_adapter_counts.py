@@ -6,15 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_count import shapes
+from test_count import batches, counted, forward, shapes, step
 
 from chinchilla.config.adapter import BRANCH_ENDS, TARGETS, Adapter
 from chinchilla.config.errors import UsageError
 from chinchilla.config.shape import Shape
 from chinchilla.models.adapt import adapt_, adapter_tensors
 from chinchilla.models.transformer import Transformer
+from chinchilla.planning.adapter_flops import trained_flops
 from chinchilla.planning.adapters import added_params, kept_params, trained_parameters, trained_params
-from chinchilla.planning.count import Batch, num_params
+from chinchilla.planning.count import Batch, flops, num_params
 from chinchilla.planning.memory import memory, state
 from chinchilla.planning.room import Room
 from chinchilla.training.muon import Muon
@@ -46,6 +47,28 @@ def test_the_count_is_the_models(shape, adapter):
     assert trained_params(shape, adapter) == sum(map(math.prod, trained.values()))
     assert num_params(shape) + added_params(shape, adapter) == sum(each.numel() for each in model.parameters())
     assert kept_params(shape, adapter) == (added_params(shape, adapter) if adapter.kind == "bottleneck" else 0)
+
+
+@settings(max_examples=80)
+@given(data=st.data(), adapter=adapters())
+def test_flops_equal_the_counter_of_torch(data, adapter):
+    shape = data.draw(shapes().filter(lambda shape: shape.attention != "block" and not shape.reconstruct))
+    batch = data.draw(batches(shape))
+    model = Transformer(shape)
+    try:
+        adapt_(model, adapter)
+    except UsageError:
+        return
+    found = trained_flops(shape, adapter, batch)
+    assert counted(forward, model, batch) == found.forward
+    assert counted(step, model, batch) == found.step
+    assert trained_flops(shape, None, batch) == flops(shape, batch)
+
+
+def test_a_frozen_model_costs_about_two_thirds():
+    batch = Batch(2, 0, 64)
+    share = trained_flops(SMOLLM, Adapter(), batch).step / flops(SMOLLM, batch).step
+    assert 2 / 3 < share < 0.7
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

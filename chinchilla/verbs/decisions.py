@@ -14,8 +14,8 @@ from chinchilla.planning.interval import Interval
 from chinchilla.planning.repeat import MEASURED_EPOCHS
 from chinchilla.planning.search import Facts
 from chinchilla.planning.traffic import step_traffic, token_bytes, told_step
+from chinchilla.verbs.choice import Choice
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.probes import Choice
 
 
 def decisions(

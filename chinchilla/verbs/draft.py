@@ -8,8 +8,9 @@ from chinchilla.config.run import Run
 from chinchilla.planning.adapter_flops import trained_flops_per_token
 from chinchilla.planning.hparams import Advice
 from chinchilla.planning.search import Facts
+from chinchilla.verbs.choice import PEAK_SHARE
+from chinchilla.verbs.choose import law_advice
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.probes import PEAK_SHARE, law_advice
 from chinchilla.verbs.transfer import Start
 
 BATCH_TOKENS = 2048

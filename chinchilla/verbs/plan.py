@@ -27,19 +27,12 @@ from chinchilla.planning.rows import rows_of
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
 from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs import layouts
+from chinchilla.verbs.choice import CHECKPOINT_SHARE, EVAL_SHARE, PEAK_SHARE, Choice, most_tokens
+from chinchilla.verbs.choose import choose, room_for
 from chinchilla.verbs.decisions import decisions
 from chinchilla.verbs.draft import draft_training
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.probes import (
-    CHECKPOINT_SHARE,
-    EVAL_SHARE,
-    PEAK_SHARE,
-    Choice,
-    choose,
-    most_tokens,
-    room_for,
-)
 from chinchilla.verbs.transfer import check_start
 from chinchilla.verbs.weighed import with_choice
 

@@ -32,11 +32,12 @@ from chinchilla.store.run_folder import RunFolder, require_writable
 from chinchilla.training.allocator import keep_freed_memory, used_bytes
 from chinchilla.training.monitor import check_trackers
 from chinchilla.verbs import layouts
+from chinchilla.verbs.choice import GAPS, Choice
+from chinchilla.verbs.choose import room_for
 from chinchilla.verbs.draft import draft_training
 from chinchilla.verbs.plan import assemble, measured_machine
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.probes import GAPS, Choice, room_for
 
 SMALL_SHARE = 0.5
 """Of the budget, where the big run is to come out of the same."""

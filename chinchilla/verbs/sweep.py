@@ -18,7 +18,8 @@ from chinchilla.planning.design import Big, Design, Small
 from chinchilla.planning.own_law import OwnLaw
 from chinchilla.planning.posterior import no_points, width_90
 from chinchilla.store.atomic import make_folder, write_text
-from chinchilla.verbs.probes import CHECKPOINT_SHARE, EVAL_SHARE, big_run
+from chinchilla.verbs.choice import CHECKPOINT_SHARE, EVAL_SHARE
+from chinchilla.verbs.choose import big_run
 from chinchilla.verbs.small_runs import (
     Done,
     Ground,

@@ -10,7 +10,7 @@ from chinchilla.planning.laws import FLOPS_PER_PARAM_TOKEN
 from chinchilla.planning.room import Room
 from chinchilla.planning.search import Facts
 from chinchilla.training.allocator import used_bytes
-from chinchilla.verbs.probes import Choice
+from chinchilla.verbs.choice import Choice
 
 
 def with_choice(made: Plan, choice: Choice, facts: Facts, room: Room) -> Plan:

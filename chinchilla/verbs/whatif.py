@@ -32,19 +32,12 @@ from chinchilla.planning.room import Room
 from chinchilla.training.allocator import used_bytes
 from chinchilla.training.workers import worker_count
 from chinchilla.verbs import layouts
+from chinchilla.verbs.choice import CHECKPOINT_SHARE, EVAL_SHARE, GAPS, PEAK_SHARE, most_tokens
+from chinchilla.verbs.choose import deadline_for, probe_time
 from chinchilla.verbs.draft import draft_training
 from chinchilla.verbs.plan import known_tariff, measured_machine
 from chinchilla.verbs.prepare import prepare
 from chinchilla.verbs.prepared import Prepared
-from chinchilla.verbs.probes import (
-    CHECKPOINT_SHARE,
-    EVAL_SHARE,
-    GAPS,
-    PEAK_SHARE,
-    deadline_for,
-    most_tokens,
-    probe_time,
-)
 from chinchilla.verbs.transfer import Start, check_start
 
 Tell = Callable[[str], None]

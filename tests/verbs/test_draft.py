@@ -69,7 +69,7 @@ def test_a_model_from_elsewhere_is_changed_gently(
 ):
     settings = (f"data.train={texts}", "task=generate", "budget.time=60s", "train.threads=1")
     run = load_run(None, (*settings, started(texts, tmp_path, write), *words)).run
-    training = draft_training(run, small_machine, prepare(run), 60.0)
+    training = draft_training(run, small_machine, prepare(run), 1e6)
     assert (training.optimizer, training.learning_rate, training.embedding_learning_rate) == (optimizer, rate, rate)
     assert training.dropout == dropout
 

@@ -104,7 +104,7 @@ def test_limits_hold_for_a_model_to_start_from(words, start, chinchilla, monkeyp
     (case,) = json.loads(out.splitlines()[-1])["cases"]
     told = f"model.start {folder}: needs {4 * num_params(shape) / 1e3:.0f} kB, and limits.size allows 100 kB"
     assert (code, case["shape"], told in case["basis"]) == (0, None, True), case["basis"]
-    monkeypatch.setattr("chinchilla.verbs.probes._by_probes", lambda *args: pytest.fail("it was probed"))
+    monkeypatch.setattr("chinchilla.verbs.choose.by_probes", lambda *args: pytest.fail("it was probed"))
     with pytest.raises(
         BudgetError, match=r"and budget\.time for train\.steps=90000000 allows .*: start from a smaller"
     ):
@@ -130,17 +130,17 @@ def test_a_shape_beside_a_model_to_start_from_is_refused_before_data_is_read(ver
 
 def test_reconstruction_is_trained_beside_weights_that_are_taken_over(words, start, monkeypatch):
     """Else inputs would be masked for nothing."""
-    drafts = []
+    shapes = []
 
-    def stop(given, *args):
-        drafts.extend(given)
+    def stop(question, given, probe_s):
+        shapes.extend(given)
         raise BudgetError("far enough")
 
-    monkeypatch.setattr("chinchilla.verbs.probes._by_probes", stop)
+    monkeypatch.setattr("chinchilla.verbs.choose.by_probes", stop)
     for weight in (0, 0.1):
         with pytest.raises(BudgetError, match="far enough"):
             plan(load_run(None, [*words, f"model.start={start[0]}", f"train.reconstruct_weight={weight}"]).run)
-    assert [shape.reconstruct for shape in drafts] == [False, True]
+    assert [shape.reconstruct for shape in shapes] == [False, True]
 
 
 @pytest.fixture

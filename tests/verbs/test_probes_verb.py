@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import contract_data
 import pytest
 
 from chinchilla.config.errors import BudgetError
@@ -13,6 +14,8 @@ from chinchilla.config.load import load_run
 from chinchilla.planning.count import num_params
 from chinchilla.planning.machine import step_time
 from chinchilla.verbs import probes
+from chinchilla.verbs.choice import Choice
+from chinchilla.verbs.choose import LEAST_PROBE_S, MOST_CANDIDATES, MOST_PROBE_S, PROBE_SHARE, probe_time
 from chinchilla.verbs.draft import LEARNING_RATE
 from chinchilla.verbs.plan import plan
 from chinchilla.verbs.whatif import HERE, whatif
@@ -34,12 +37,13 @@ def test_compiling_is_tried_where_it_may_earn_back_what_a_block_took_here(monkey
     monkeypatch.setattr(probes, "_candidate", compiling)
     monkeypatch.setattr(probes, "_name", lambda shape: "")
     best = SimpleNamespace(shape=shape, trainer=MagicMock())
+    asked = probes.Question(prepared, machine, MagicMock(), 3600.0, None, None, lambda text: None)
     if tried:
         with pytest.raises(TriedError):
-            probes._compiled(best, prepared, machine, 3600.0, lambda text: None)
+            probes._compiled(best, asked, 3600.0)
     else:
         told = "it gains about 327 s and costs about 180 s, a block's measured time"
-        assert probes._compiled(best, prepared, machine, 3600.0, lambda text: None) == (None, told)
+        assert probes._compiled(best, asked, 3600.0) == (None, told)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +86,13 @@ def measured(monkeypatch):
     """
     found = SimpleNamespace(factor=1.0, rounds=[], choice=None)
 
-    def probing(drafts, probe_s, prepared, machine, time_s, deadline, tell):
-        found.rounds.append(list(drafts))
-        shape = list(drafts)[-1]
-        draft = drafts[shape]
-        batch = prepared.facts.batch(draft.batch_tokens / draft.accumulation)
-        model = step_time(shape, batch, machine, draft.precision, draft.optimizer, draft.accumulation).total_s
-        return probes.Choice(
+    def probing(question, shapes, probe_s):
+        found.rounds.append(list(shapes))
+        found.probe_s = probe_s
+        shape, draft = shapes[-1], question.draft
+        batch = question.prepared.facts.batch(draft.batch_tokens / draft.accumulation)
+        model = step_time(shape, batch, question.machine, draft.precision, draft.optimizer, draft.accumulation).total_s
+        return Choice(
             shape, False, False, Estimate.around(found.factor * model, 0.1, "s", "measured"), 10**6, (), "", "", "", (),
             None, None, 1, None,
         )  # fmt: skip
@@ -99,9 +103,20 @@ def measured(monkeypatch):
 
     # As if the few sentences were worth more than the smallest model.
     monkeypatch.setattr("chinchilla.planning.search.MOST_EPOCHS", 10**6)
-    monkeypatch.setattr(probes, "_by_probes", probing)
+    monkeypatch.setattr("chinchilla.verbs.choose.by_probes", probing)
     monkeypatch.setattr("chinchilla.verbs.plan.assemble", chosen)
     return found
+
+
+def test_probes_take_no_longer_than_runs_that_the_data_ends(measured, tmp_path):
+    """However large the budget: a shape that is tried needs no more than its whole run."""
+    words = [*contract_data.write("classify_table", tmp_path), "task=classify_table", "train.threads=1"]
+    with pytest.raises(BudgetError, match="far enough"):
+        plan(load_run(None, [*words, "budget.time=12h", "model.dim=64", "model.num_encoder_layers=2"]).run)
+    assert MOST_CANDIDATES * LEAST_PROBE_S <= measured.probe_s < MOST_PROBE_S < PROBE_SHARE * 12 * 3600
+    assert probe_time(4 * 3600, run_s=10.0) == MOST_CANDIDATES * 10
+    assert probe_time(3600) == PROBE_SHARE * 3600
+    assert probe_time(24 * 3600) == probe_time(48 * 3600) == MOST_PROBE_S
 
 
 def choose(measured, numbers, *settings):

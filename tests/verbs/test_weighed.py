@@ -48,7 +48,7 @@ def on_its_own_front(plan: Plan) -> None:
 
 def test_probed_shapes_are_kept_with_the_loss_that_they_were_foretold(planned, monkeypatch):
     # Several shapes for few sentences, in short probes.
-    monkeypatch.setattr("chinchilla.verbs.probes.LEAST_PROBE_S", 0.5)
+    monkeypatch.setattr("chinchilla.verbs.choose.LEAST_PROBE_S", 0.5)
     monkeypatch.setattr("chinchilla.planning.search.MOST_EPOCHS", 10**6)
     monkeypatch.setattr("chinchilla.planning.search.FAR", 10.0)
     fixed = ("model.num_encoder_layers=1", "model.num_decoder_layers=1", "train.steps=20", "budget.time=60")

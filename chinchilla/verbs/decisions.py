@@ -125,7 +125,7 @@ def _why(optimizer: OptimizerKind, adapter: Adapter | None) -> str:
     if optimizer == "muon":
         return "Muon for matrices and convolutions, AdamW for the rest: fewer steps to a loss"
     if adapter is None:
-        return "as the model was trained that it starts from"
+        return "as most models from elsewhere were trained"
     return "as adapters are trained: Muon was not tried on their thin factors"
 
 

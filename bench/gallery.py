@@ -4,7 +4,8 @@
 
 The page is written from bench/results/tasks.csv alone. Pictures are drawn of every first-seed run of ours that is still
 in runs/bench, into docs/gallery/, and stay there when runs are gone: a classifier's confusion matrix and calibration,
-what an image's class was read from (`chinchilla explain`), and boxes on test images (`chinchilla predict`).
+what an image's class was read from (`chinchilla explain`), boxes on test images (`chinchilla predict`), and of what
+answers otherwise the course of the loss beside the end that was foretold.
 """
 
 import argparse
@@ -25,8 +26,12 @@ import torch
 from PIL import Image, ImageDraw
 from tasks import CASES, OURS, RESULTS, RUNS, Bench, Case, found, spread
 
+from chinchilla.config.plan import LABELS
 from chinchilla.data.sources import default_cache
 from chinchilla.reporting.class_plots import calibration_chart, confusion_chart
+from chinchilla.reporting.curves import loss_curve
+from chinchilla.store import journal
+from chinchilla.store.run_folder import RunFolder
 
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURES = DOCS / "gallery"
@@ -42,6 +47,7 @@ TITLES = {
     "calibration": "How sure, how right",
     "explained": "Image, what spoke for its class, where attention lay",
     "boxes": "Boxes found in test images",
+    "loss": "Loss, and the end that was foretold",
 }
 HEAD = """# Gallery
 
@@ -92,13 +98,22 @@ def run(*words: str | Path) -> str:
 def draw(case: Case, folder: Path) -> None:
     """The pictures of one run."""
     details = json.loads((folder / "results.json").read_text("utf-8")).get("details", {})
-    for name, chart in (("confusion", confusion_chart(details)), ("calibration", calibration_chart(details))):
+    charts = {"confusion": confusion_chart(details), "calibration": calibration_chart(details)}
+    if case.task in ("dialogue", "recommend", "summarise"):
+        charts["loss"] = course(RunFolder.open(folder))
+    for name, chart in charts.items():
         if chart:
             (PICTURES / f"{case.data}-{name}.svg").write_text(chart + "\n", "utf-8")
     if case.task == "detect":
         boxes(case, folder).save(PICTURES / f"{case.data}-boxes.png")
     elif case.task == "classify_image" and case.data != "mnist":  # whose test images are in no files
         explained(case, folder).save(PICTURES / f"{case.data}-explained.png")
+
+
+def course(folder: RunFolder) -> str:
+    """A run's loss, as its report shows it."""
+    made = folder.read_plan()
+    return loss_curve(journal.read(folder.metrics), made.predicted.get("loss"), LABELS[made.task])
 
 
 def test_images(case: Case) -> list[Path]:

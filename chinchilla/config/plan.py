@@ -150,6 +150,13 @@ class Rows(Frozen):
     labels_per_row: float = 0.0
 
 
+class Pauses(Frozen):
+    """Seconds that a validation and a checkpoint take from the steps."""
+
+    eval_s: float = 0.0
+    checkpoint_s: float = 0.0
+
+
 class Plan(Frozen):
     """A complete plan: the model, its training, predictions with their source, and a reason for each choice.
 
@@ -176,6 +183,7 @@ class Plan(Frozen):
     corrections: dict[str, Correction] = Field(
         default={}, description="put on `predicted` by `chinchilla audit --save`"
     )
+    pauses: Pauses = Field(default=Pauses(), description="not kept by the first plans")
     planning_time_s: float = 0.0
     budget_time_s: float | None = Field(default=None, description="the time that steps are to fill, planning included")
     budget_flops: float | None = None

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from chinchilla.config.errors import BudgetError, UsageError
+from chinchilla.config.errors import UsageError
 from chinchilla.config.frozen import Frozen
 from chinchilla.config.machine import Machine, Precision
 from chinchilla.config.plan import FAMILIES, LABELS, PACKED, Family, OptimizerKind, TaskName
@@ -258,36 +258,6 @@ def smallest(facts: Facts, fixed: Model, held_to: Sequence[Bound]) -> Shape:
     if not all(bound.holds(least) for bound in held_to):
         raise unfit(ladder, held_to)
     return least
-
-
-def num_steps(
-    time_s: float,
-    step_time_s: float,
-    *,
-    eval_time_s: float = 0.0,
-    eval_every: int = 1,
-    checkpoint_time_s: float = 0.0,
-    checkpoint_every: int = 1,
-) -> int:
-    """Steps that fit `time_s`, with an evaluation and a checkpoint at their intervals and one of each at the end.
-
-    Raises:
-        BudgetError: not even one step fits.
-    """
-    closing = eval_time_s + checkpoint_time_s
-    each = step_time_s + eval_time_s / eval_every + checkpoint_time_s / checkpoint_every
-    steps = math.floor((time_s - closing) / each)
-    if steps < 1:
-        raise BudgetError(
-            f"{max(time_s, 0):.3g} s left for training, and one step with its evaluation and checkpoint takes "
-            f"{step_time_s + closing:.3g} s: raise the budget or fix a smaller model"
-        )
-    return steps
-
-
-def interval(cost_s: float, step_time_s: float, share: float) -> int:
-    """Steps between two events of `cost_s` each so that they take at most `share` of the time."""
-    return max(1, math.ceil(cost_s * (1 - share) / (share * step_time_s)))
 
 
 def _ladder(facts: Facts, fixed: Model) -> Iterator[Shape]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from chinchilla.training.allocator import peak_bytes, release_freed_memory, reset_peak, used_bytes
 from chinchilla.training.trainer import Trainer
 
-LEAST_STEPS = 4
+LEAST_STEPS, SETTLING_STEPS = 5, 2
+"""Steps that a probe takes at least, and those that are not timed: the first sets up, the second, with gradients
+of the step before in memory, still meets much for the first time."""
+
 POINTS = 12
 
 PARTS = 5
@@ -18,7 +21,7 @@ PARTS = 5
 class ProbeResult:
     """`curve` is (tokens seen, mean loss there) in nats a token; `parts` the steps and seconds of each stretch of it.
 
-    The first step is in none of them: it sets things up. `working_bytes` is the most memory in use beyond what stays in
+    The first `SETTLING_STEPS` are in none of them. `working_bytes` is the most memory in use beyond what stays in
     use after it: a process's first steps also set up what every later one finds there, and the optimizer's state.
     """
 
@@ -49,7 +52,7 @@ def probe(trainer: Trainer, time_s: float) -> ProbeResult:
             break
     most = peak_bytes(trainer.device)
     release_freed_memory()
-    each = [later - earlier for earlier, later in itertools.pairwise(times)]
+    each = [later - earlier for earlier, later in itertools.pairwise(times[SETTLING_STEPS - 1 :])]
     return ProbeResult(
         curve=_thinned(losses),
         parts=_parts(each),

@@ -55,12 +55,16 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Review:
-    """How the plan meets the clock: `step` of `steps` done in `time_s`, at `step_time_s` a step of late."""
+    """How the plan meets the clock: `step` of `steps` done in `time_s`, at `step_time_s` a step of late.
+
+    `saves` counts the checkpoints that steps will wait for: this review's, those of later ones and the last step's.
+    """
 
     step: int
     steps: int
     step_time_s: float
     time_s: float
+    saves: int = 1
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.machine import Machine
-from chinchilla.config.plan import Decision, Plan, Training
+from chinchilla.config.plan import Decision, Pauses, Plan, Training
 from chinchilla.config.run import Run
 from chinchilla.config.units import show_time
 from chinchilla.data.sources import default_cache
@@ -23,8 +22,10 @@ from chinchilla.planning.adapters import kept_params, trained_params
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.own_law import OwnLaw, read_law
+from chinchilla.planning.pauses import interval, num_steps, paused_time
 from chinchilla.planning.rows import rows_of
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
+from chinchilla.training.schedule import most_reviews
 from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs import layouts
 from chinchilla.verbs.choice import CHECKPOINT_SHARE, EVAL_SHARE, PEAK_SHARE, Choice, most_tokens
@@ -39,14 +40,6 @@ from chinchilla.verbs.weighed import with_choice
 log = logging.getLogger("chinchilla")
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Pauses:
-    """Seconds that a validation and a checkpoint take from the steps."""
-
-    eval_s: float
-    checkpoint_s: float
 
 
 MEMORY_SPREAD = 0.05
@@ -181,15 +174,18 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
     pauses = _pauses(prepared, draft, choice)
     step_s, step_flops = choice.step_time, tokens_per_step * flops_per_token
     run_s = _run_time(run, step_s.p50, step_flops, elapsed_s)
+    # Steps wait for the checkpoint of the last one, and for those of the moments when a run meets the clock.
+    clock_s = None if run.train.steps else run.budget.time
+    saves = 1 if clock_s is None else 1 + most_reviews(draft)
     saving = checkpoint_interval(pauses.checkpoint_s, run_s, CHECKPOINT_SHARE)
     most = most_tokens(run, facts)
     most_steps = None if math.isinf(most) else math.ceil(most / tokens_per_step)
-    training = _scheduled(run, draft, choice, pauses, saving, step_flops, elapsed_s, most_steps)
+    training = _scheduled(run, draft, choice, pauses, saving, saves, step_flops, elapsed_s, most_steps)
     tokens = training.steps * tokens_per_step
-    clock_s = None if run.train.steps else run.budget.time
     sated = training.steps == most_steps
     open_end_s = None if sated else clock_s
-    seen, train_time_s = _course(tokens, _train_time(training, step_s, pauses), step_s, facts.labels, open_end_s)
+    train_time_s = _train_time(training, step_s, paused_time(training, pauses, saves))
+    seen, train_time_s = _course(tokens, train_time_s, step_s, facts.labels, open_end_s)
     memory_bytes = _memory(choice, machine)
     num_params = count.num_params(shape) + kept_params(shape, run.adapter)
     return Plan(
@@ -216,6 +212,7 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
         decisions=tuple(decisions(run, prepared, machine, training, choice, saving, tokens, sated, memory_bytes)),
         probes=choice.probes,
         rows=rows_of(facts),
+        pauses=pauses,
         planning_time_s=elapsed_s,
         budget_time_s=clock_s,
         budget_flops=run.budget.flops,
@@ -231,22 +228,20 @@ def _memory(choice: Choice, machine: Machine) -> Estimate:
     return Estimate.around(needs, 0.3, "bytes", "guess")
 
 
-def _pauses(prepared: Prepared, draft: Training, choice: Choice) -> _Pauses:
+def _pauses(prepared: Prepared, draft: Training, choice: Choice) -> Pauses:
     """As measured where there was a probe; else a validation's batches take a third of a training step's time."""
     valid_batches = min(VALID_BATCHES, prepared.valid_batches(draft).num_batches(0))
     thought_s = valid_batches * choice.step_time.p50 / draft.accumulation / 3
     adapter = prepared.adapter_on(choice.shape)
     saved = count.num_params(choice.shape) if adapter is None else trained_params(choice.shape, adapter)
-    return _Pauses(
+    return Pauses(
         eval_s=thought_s if choice.eval_time_s is None else choice.eval_time_s,
         checkpoint_s=5 * 4 * saved / WRITE_BYTES_PER_S,
     )
 
 
-def _train_time(training: Training, step_time_s: Estimate, pauses: _Pauses) -> Estimate:
-    """Steps, validations and checkpoints; the last step has one of each."""
-    paused_s = math.ceil(training.steps / training.eval_every) * pauses.eval_s
-    paused_s += math.ceil(training.steps / training.checkpoint_every) * pauses.checkpoint_s
+def _train_time(training: Training, step_time_s: Estimate, paused_s: float) -> Estimate:
+    """Steps, and the pauses for validations and checkpoints."""
     low, middle, high = (
         paused_s + training.steps * value for value in (step_time_s.p10, step_time_s.p50, step_time_s.p90)
     )
@@ -280,28 +275,22 @@ def _scheduled(
     run: Run,
     draft: Training,
     choice: Choice,
-    pauses: _Pauses,
+    pauses: Pauses,
     saving: Interval,
+    saves: int,
     step_flops: float,
     elapsed_s: float,
     most_steps: int | None,
 ) -> Training:
     """The draft with the steps that fit the budget, and the intervals between validations and checkpoints."""
     step_s = choice.step_time.p50
-    eval_s, checkpoint_s = pauses.eval_s, pauses.checkpoint_s
-    eval_every = search.interval(eval_s, step_s, EVAL_SHARE)
+    eval_every = interval(pauses.eval_s, step_s, EVAL_SHARE)
     checkpoint_every = max(1, math.ceil(saving.time_s / step_s))
     if run.train.steps:
         steps = run.train.steps
     elif run.budget.time is not None:
-        steps = search.num_steps(
-            run.budget.time - elapsed_s,
-            step_s,
-            eval_time_s=eval_s,
-            eval_every=eval_every,
-            checkpoint_time_s=checkpoint_s,
-            checkpoint_every=checkpoint_every,
-        )
+        left_s = run.budget.time - elapsed_s
+        steps = num_steps(left_s, step_s, pauses, eval_every=eval_every, checkpoint_every=checkpoint_every, saves=saves)
     else:
         steps = int((run.budget.flops or 0) / step_flops)
         if steps < 1:

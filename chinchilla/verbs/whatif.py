@@ -27,6 +27,7 @@ from chinchilla.planning.deadline import Deadline
 from chinchilla.planning.latency import answer_time
 from chinchilla.planning.laws import BESIROGLU, effective_tokens
 from chinchilla.planning.machine import step_time
+from chinchilla.planning.pauses import num_steps
 from chinchilla.planning.repeat import law_loss
 from chinchilla.planning.room import Room
 from chinchilla.training.allocator import used_bytes
@@ -283,7 +284,7 @@ def _steps(run: Run, step_s: float, step_flops: float, useful: float) -> int:
     if run.train.steps:
         return run.train.steps
     if run.budget.time is not None:
-        return search.num_steps(run.budget.time * useful, step_s)
+        return num_steps(run.budget.time * useful, step_s)
     steps = int((run.budget.flops or 0) / step_flops)
     if steps < 1:
         raise BudgetError(f"budget.flops: one step takes {step_flops:.3g} FLOP: raise it or fix a smaller model")

@@ -4,8 +4,6 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from chinchilla.config.errors import BudgetError, UsageError
 from chinchilla.config.machine import Machine, MatmulRate
@@ -20,9 +18,7 @@ from chinchilla.planning.search import (
     build,
     candidates,
     expected_tokens,
-    interval,
     near,
-    num_steps,
     typical_params,
     widths,
 )
@@ -212,42 +208,3 @@ def test_an_impossible_size_names_the_smallest_model() -> None:
 def test_contradicting_settings_are_refused() -> None:
     with pytest.raises(UsageError, match=r"\[model\].*multiple of num_kv_heads"):
         found(480, fixed=Model(num_heads=4, num_kv_heads=3))
-
-
-@given(
-    st.floats(10, 1e5), st.floats(1e-3, 5), st.floats(0, 3), st.integers(1, 500), st.floats(0, 3), st.integers(1, 500)
-)
-def test_steps_fill_the_time_but_no_more(
-    time_s: float, step_s: float, eval_s: float, eval_every: int, checkpoint_s: float, checkpoint_every: int
-) -> None:
-    def spent(steps: int) -> float:
-        evals, checkpoints = steps // eval_every + 1, steps // checkpoint_every + 1
-        return steps * step_s + evals * eval_s + checkpoints * checkpoint_s
-
-    if time_s < step_s + 2 * eval_s + 2 * checkpoint_s:
-        return
-    steps = num_steps(
-        time_s, step_s, eval_time_s=eval_s, eval_every=eval_every,
-        checkpoint_time_s=checkpoint_s, checkpoint_every=checkpoint_every,
-    )  # fmt: skip
-    assert spent(steps) <= time_s * (1 + 1e-9)
-    assert time_s - spent(steps) <= step_s + 2 * eval_s + 2 * checkpoint_s + 1e-6 * time_s
-
-
-def test_no_time_for_a_step_is_refused() -> None:
-    with pytest.raises(BudgetError, match=r"one step .* takes 3 s.*raise the budget"):
-        num_steps(2.5, 1.0, eval_time_s=2.0)
-    with pytest.raises(BudgetError, match="0 s left"):
-        num_steps(-4, 1.0)
-
-
-@given(st.floats(0, 100), st.floats(1e-3, 10), st.floats(0.001, 0.5))
-def test_an_interval_keeps_an_event_within_its_share(cost_s: float, step_s: float, share: float) -> None:
-    steps = interval(cost_s, step_s, share)
-    assert cost_s <= share * (cost_s + steps * step_s) * (1 + 1e-9)
-    assert steps == 1 or cost_s > share * (cost_s + (steps - 1) * step_s) * (1 - 1e-9)
-
-
-def test_no_cost_allows_every_step() -> None:
-    assert interval(0.0, 1.0, 0.05) == 1
-    assert math.isclose(interval(1.0, 1.0, 0.05), 19)

@@ -8,7 +8,7 @@ import pytest
 from training_fakes import digest, make_trainer, weights
 
 from chinchilla.store.run_folder import RunFolder
-from chinchilla.training.probe import LEAST_STEPS, POINTS, probe
+from chinchilla.training.probe import LEAST_STEPS, POINTS, SETTLING_STEPS, probe
 from chinchilla.training.trainer import Step
 
 
@@ -72,14 +72,14 @@ def test_a_long_probe_gives_means_over_neighbouring_steps(bare, monkeypatch):
 
 
 def test_the_parts_tell_how_uneven_the_speed_was(bare, monkeypatch):
-    """Five times four steps of 1 to 5 seconds."""
-    ticks = iter(itertools.accumulate([0.0, 1.0, *(float(s) for s in range(1, 6) for _ in range(4))]))
+    """Five times four steps of 1 to 5 seconds, after two that set things up."""
+    ticks = iter(itertools.accumulate([0.0, 7.0, 2.0, *(float(s) for s in range(1, 6) for _ in range(4))]))
     monkeypatch.setattr("chinchilla.training.probe.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    result = probe(bare, 61.0)
+    result = probe(bare, 69.0)
     assert result.step_time_s == pytest.approx(3.0)
     assert result.parts == tuple((4, pytest.approx(4.0 * seconds)) for seconds in range(1, 6))
 
 
 def test_a_few_steps_are_one_part(bare):
     result = probe(bare, 0.0)
-    assert [steps for steps, _ in result.parts] == [LEAST_STEPS - 1]
+    assert [steps for steps, _ in result.parts] == [LEAST_STEPS - SETTLING_STEPS]

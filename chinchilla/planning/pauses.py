@@ -1,0 +1,49 @@
+"""What validations and checkpoints take from the steps of a run, and how many steps are left."""
+
+import math
+
+from chinchilla.config.errors import BudgetError
+from chinchilla.config.plan import Pauses, Training
+
+
+def num_steps(
+    time_s: float,
+    step_time_s: float,
+    pauses: Pauses | None = None,
+    *,
+    eval_every: int = 1,
+    checkpoint_every: int = 1,
+    saves: int = 1,
+) -> int:
+    """Steps that fit `time_s`, with validations and checkpoints at their intervals.
+
+    The last step has one of each; `saves` counts its checkpoint and those that are taken beside the intervals.
+
+    Raises:
+        BudgetError: not even one step fits.
+    """
+    eval_s, checkpoint_s = (pauses.eval_s, pauses.checkpoint_s) if pauses else (0.0, 0.0)
+    closing = eval_s + saves * checkpoint_s
+    each = step_time_s + eval_s / eval_every + checkpoint_s / checkpoint_every
+    steps = math.floor((time_s - closing) / each)
+    if steps < 1:
+        raise BudgetError(
+            f"{max(time_s, 0):.3g} s left for training, and one step with its evaluation and checkpoint takes "
+            f"{step_time_s + closing:.3g} s: raise the budget or fix a smaller model"
+        )
+    return steps
+
+
+def paused_time(training: Training, pauses: Pauses, saves: int, after: int = 0) -> float:
+    """Seconds that validations and checkpoints take after step `after`: those at their intervals and at the end.
+
+    `saves` counts the checkpoint of the last step and those that are taken beside the intervals.
+    """
+    evals = math.ceil(training.steps / training.eval_every) - after // training.eval_every
+    checkpoints = (training.steps - 1) // training.checkpoint_every - after // training.checkpoint_every + saves
+    return evals * pauses.eval_s + checkpoints * pauses.checkpoint_s
+
+
+def interval(cost_s: float, step_time_s: float, share: float) -> int:
+    """Steps between two events of `cost_s` each so that they take at most `share` of the time."""
+    return max(1, math.ceil(cost_s * (1 - share) / (share * step_time_s)))

@@ -51,6 +51,11 @@ class Label(NamedTuple):
     one: str
     many: str
 
+    @property
+    def a(self) -> str:
+        """One, with its article."""
+        return f"{'an' if self.one[0] in 'aeiou' else 'a'} {self.one}"
+
 
 TOKEN, EXAMPLE = Label("token", "tokens"), Label("example", "examples")
 LABELS: dict[TaskName, Label] = {

@@ -112,15 +112,22 @@ def law_plan(
 
 
 def sizes_beside(
-    shape: Shape, facts: Facts, fixed: Model, limits: Limits, machine: Machine | None = None
+    shape: Shape,
+    facts: Facts,
+    fixed: Model,
+    limits: Limits,
+    machine: Machine | None = None,
+    deadline: Deadline | None = None,
 ) -> list[Shape]:
-    """Shapes of about an eighth to twice the parameters of a law's (`BESIDE`) within the limits, smallest first.
+    """Shapes of about an eighth to twice the parameters of a law's (`BESIDE`), smallest first.
+
+    All are within the limits, and where there is a deadline in time for it.
 
     Raises:
         UsageError: a limit on latency without a machine.
     """
     count = num_params(shape)
-    options = _options(facts, fixed, bounds(facts.request, machine, limits))
+    options = _options(facts, fixed, bounds(facts.request, machine, limits, deadline=deadline))
     found = dict.fromkeys(_nearest(options, factor * count) for factor in BESIDE)
     apart = [each for each in found if abs(math.log(each.num_params / count)) >= math.log(APART)]
     return [of_depth(each.dim, each.layers, facts, fixed) for each in apart]

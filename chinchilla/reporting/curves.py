@@ -73,16 +73,16 @@ def loss_curve(records: Records, predicted: Estimate | None, label: Label) -> st
             axes.axhspan(predicted.p10, predicted.p90, color=PREDICTED, alpha=0.18, linewidth=0)
             axes.axhline(predicted.p50, color=PREDICTED, linestyle="--", linewidth=1, label="predicted, p10 to p90")
         _below_the_start(axes, train[1], valid[1])
-        axes.set(xlabel=label.many, ylabel=f"loss, nats a {label.one}")
+        axes.set(xlabel=label.many, ylabel=f"loss, nats {label.a}")
         counted(axes)
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
         return svg(drawn, "loss", f"Training and validation loss over {label.many}, with the predicted final loss")
 
 
 def _below_the_start(axes: Axes, train: Numbers, valid: Numbers) -> None:
     """Cut off the first, steep part, which would flatten the rest."""
     if len(train) >= 20:
-        top = max([train[len(train) // 25], *valid])
+        top = max(*train[len(train) // 25 :], *valid)
         axes.set_ylim(top=top + 0.05 * abs(top))
 
 
@@ -143,7 +143,7 @@ def probe_chart(probes: Sequence[Probe], chosen: Shape, label: Label) -> str:
             times, losses = [p.time_s for p in runs], [p.loss for p in runs]
             axes.plot(times, losses, color=accent, linewidth=width, marker="o", markersize=4)
         _name_ends(axes, shown, chosen)
-        axes.set(xlabel="seconds of training", ylabel=f"loss, nats a {label.one}")
+        axes.set(xlabel="seconds of training", ylabel=f"loss, nats {label.a}")
         axes.margins(x=0.04)
         return svg(drawn, "probes", "Loss against training time of each probed shape")
 

@@ -78,7 +78,7 @@ def _allocation_tables(found: Allocation) -> Group:
 
 def ahead_head(counted: Label) -> tuple[str, ...]:
     """Titles of the columns of `ahead_rows`."""
-    return "budget, FLOPs", "parameters p50 [p10 – p90]", counted.many, f"loss, nats a {counted.one}", "source"
+    return "budget, FLOPs", "parameters p50 [p10 – p90]", counted.many, f"loss, nats {counted.a}", "source"
 
 
 def optima_head(counted: Label) -> tuple[str, ...]:

@@ -178,7 +178,7 @@ def valley_chart(valleys: list[Valley], counted: Label) -> str:
             _valley(axes, valley)
         lowest = np.array([valley.lowest for valley in valleys])
         axes.plot(*lowest.T, color=SECOND, linewidth=1, linestyle=":", zorder=1)
-        axes.set(xlabel="parameters", ylabel=f"loss, nats a {counted.one}")
+        axes.set(xlabel="parameters", ylabel=f"loss, nats {counted.a}")
         axes.margins(x=0.02)
         low, high = axes.get_xlim()
         axes.set_xlim(low, high * (high / low) ** 0.16)  # room for the names of the curves

@@ -295,7 +295,7 @@ class Trainer:
         load_weights(self.model, kept)
         self.records.metrics(step=progress.step, time_s=progress.time_s, tokens=progress.tokens, valid_loss=loss)
         self._track({"valid_loss": loss})
-        self.monitor.note(f"step {progress.step}: validation loss {loss:.4f} nats a {LABELS[self.task.name].one}")
+        self.monitor.note(f"step {progress.step}: validation loss {loss:.4f} nats {LABELS[self.task.name].a}")
 
     def valid_loss(self) -> float:
         """Plain cross-entropy on the validation data, in nats a token."""

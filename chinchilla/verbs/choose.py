@@ -237,7 +237,7 @@ def _by_law(flops: float, question: Question) -> Choice:
             BESIROGLU,
             flops,
             prepared.facts.unique_tokens,
-            sizes_beside(found.shape, prepared.facts, run.model, run.limits, machine),
+            sizes_beside(found.shape, prepared.facts, run.model, run.limits, machine, question.deadline),
             found.shape,
             known=run.task == "generate",
         ),

@@ -1,6 +1,7 @@
 """Starting from a model that is there: its shape and its tokenizer for the plan, its weights for the new model."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from chinchilla.models.transformer import Transformer
 from chinchilla.planning.bounds import Bound
 from chinchilla.planning.count import parameters
 from chinchilla.planning.search import Facts
+
+log = logging.getLogger("chinchilla")
 
 STANDS_FOR = {"classes": ("head.",), "items": ("head.", "embed.tokens."), "columns": ("embed.inner.",)}
 """The tensors that have a row for each class, item or column."""
@@ -176,6 +179,8 @@ def read_start(path: Path) -> Start:
 def check_start(run: Run) -> None:
     """Refuse, before data is read, a model to start from that is not there, and settings that it does not have.
 
+    A tokenizer that is asked for besides is warned of: the weights stand for that of the model.
+
     Raises:
         UsageError, FaultError: as `read_start` and `Start.require_agreement`.
     """
@@ -184,6 +189,8 @@ def check_start(run: Run) -> None:
         return
     if not start.exists():
         raise UsageError(f"model.start {start}: there is nothing of that name; name a run's folder, or a model's")
+    if asked := sorted(run.tokenizer.model_fields_set):
+        log.warning("[tokenizer] %s: not used, since model.start %s brings its own", ", ".join(asked), start)
     if run.model.model_fields_set - {"start", "max_len"}:
         read_start(start).require_agreement(run.model, FAMILIES[run.task])
 

@@ -8,7 +8,7 @@ from chinchilla.config.errors import BudgetError
 from chinchilla.config.machine import Machine, MatmulRate
 from chinchilla.config.run import Limits, Model
 from chinchilla.config.shape import Shape
-from chinchilla.planning.by_law import law_plan
+from chinchilla.planning.by_law import law_plan, sizes_beside
 from chinchilla.planning.count import num_params
 from chinchilla.planning.deadline import Deadline
 from chinchilla.planning.room import Room
@@ -87,3 +87,7 @@ def test_a_law_keeps_to_shapes_whose_steps_fit() -> None:
     assert num_params(free) / 6 < num_params(held.shape) < num_params(free)
     assert deadline.needs(held.shape) <= needs_s / 3
     assert "within budget.time for train.steps=1000" in held.decisions[0].reason
+    beside = sizes_beside(held.shape, web, Model(), Limits(), MACHINE)
+    in_time = sizes_beside(held.shape, web, Model(), Limits(), MACHINE, deadline)
+    assert in_time and all(deadline.needs(shape) <= needs_s / 3 for shape in in_time)
+    assert num_params(beside[-1]) > num_params(held.shape) > num_params(in_time[-1])

@@ -95,6 +95,7 @@ def test_whatif_prices_the_model_that_a_run_starts_from(words, start, chinchilla
     assert taken["training"]["learning_rate"] < fresh["training"]["learning_rate"]
     assert set(fresh["predicted"]) - set(taken["predicted"]) == {"loss"}
     assert f"the shape of {folder}; nothing here says what loss" in taken["basis"]
+    assert f"[tokenizer] vocab_size: not used, since model.start {folder} brings its own" in err
 
 
 def test_limits_hold_for_a_model_to_start_from(words, start, chinchilla, monkeypatch):

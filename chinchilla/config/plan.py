@@ -188,7 +188,7 @@ class Plan(Frozen):
     corrections: dict[str, Correction] = Field(
         default={}, description="put on `predicted` by `chinchilla audit --save`"
     )
-    pauses: Pauses = Field(default=Pauses(), description="not kept by the first plans")
+    pauses: Pauses = Field(default=Pauses(), description="not kept by the first plans: made anew, they leave no room")
     planning_time_s: float = 0.0
     budget_time_s: float | None = Field(default=None, description="the time that steps are to fill, planning included")
     budget_flops: float | None = None

@@ -64,7 +64,7 @@ class Review:
     steps: int
     step_time_s: float
     time_s: float
-    saves: int = 1
+    saves: int
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ import math
 
 from chinchilla.config.plan import Training
 
+LEAST_SETTLING = 8
+"""Steps after which the speed is known at the earliest: no longer run meets the clock before."""
+
 
 def decay_start(training: Training) -> int:
     """Steps taken at the peak rate before a `wsd` schedule decays; until then the number of steps may change freely."""
@@ -34,14 +37,17 @@ def review_due(step: int, reviews: int, training: Training) -> bool:
         return False
     if reviews == 0:
         return step >= settling_steps(training)
-    return reviews < most_reviews(training) and step == decay_start(training)
+    return reviews == 1 and training.schedule == "wsd" and step == decay_start(training)
 
 
-def most_reviews(training: Training) -> int:
-    """How often a run meets the clock, if it ever does."""
-    return 2 if training.schedule == "wsd" else 1
+def reviews_to_come(step: int, reviews: int, training: Training) -> int:
+    """How often the plan is still to meet the clock after `step`, where it has `reviews` times."""
+    first = reviews == 0 and max(step + 1, settling_steps(training)) < training.steps
+    begun = max(step + 1, settling_steps(training)) if first else step
+    second = training.schedule == "wsd" and (first or reviews == 1) and begun < decay_start(training)
+    return first + second
 
 
 def settling_steps(training: Training) -> int:
     """Steps after which the speed is known: the first ones are slow, while kernels and caches are made."""
-    return min(max(8, training.steps // 20), 50)
+    return min(max(LEAST_SETTLING, training.steps // 20), 50)

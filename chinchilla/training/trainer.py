@@ -28,7 +28,7 @@ from chinchilla.training.records import Records
 from chinchilla.training.replays import Replays
 from chinchilla.training.rollback import MOST_ROLLBACKS, Returns, given_up
 from chinchilla.training.saver import Saver, Snapshot
-from chinchilla.training.schedule import most_reviews, rate_scale, review_due
+from chinchilla.training.schedule import rate_scale, review_due, reviews_to_come
 from chinchilla.training.snapshot import (
     Weights,
     all_finite,
@@ -266,7 +266,8 @@ class Trainer:
             return False
         progress.reviews += 1
         recent = statistics.fmean(self._times[-max(1, progress.step // 2) :])
-        saves = 2 + most_reviews(self.training) - progress.reviews
+        # This review's, those of later ones, the last step's.
+        saves = 2 + reviews_to_come(progress.step, progress.reviews, self.training)
         steps = self.replan(Review(progress.step, old, recent, progress.time_s, saves))
         if steps is not None and steps != old:
             self.records.event("replan", step=progress.step, steps=steps, step_time_s=recent)

@@ -22,10 +22,10 @@ from chinchilla.planning.adapters import kept_params, trained_params
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.own_law import OwnLaw, read_law
-from chinchilla.planning.pauses import interval, num_steps, paused_time
+from chinchilla.planning.pauses import fitting_steps, interval, num_steps, paused_time
 from chinchilla.planning.rows import rows_of
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
-from chinchilla.training.schedule import most_reviews
+from chinchilla.training.schedule import LEAST_SETTLING, reviews_to_come
 from chinchilla.training.trainer import VALID_BATCHES
 from chinchilla.verbs import layouts
 from chinchilla.verbs.choice import CHECKPOINT_SHARE, EVAL_SHARE, PEAK_SHARE, Choice, most_tokens
@@ -174,14 +174,13 @@ def assemble(run: Run, prepared: Prepared, machine: Machine, draft: Training, ch
     pauses = _pauses(prepared, draft, choice)
     step_s, step_flops = choice.step_time, tokens_per_step * flops_per_token
     run_s = _run_time(run, step_s.p50, step_flops, elapsed_s)
-    # Steps wait for the checkpoint of the last one, and for those of the moments when a run meets the clock.
-    clock_s = None if run.train.steps else run.budget.time
-    saves = 1 if clock_s is None else 1 + most_reviews(draft)
     saving = checkpoint_interval(pauses.checkpoint_s, run_s, CHECKPOINT_SHARE)
     most = most_tokens(run, facts)
     most_steps = None if math.isinf(most) else math.ceil(most / tokens_per_step)
-    training = _scheduled(run, draft, choice, pauses, saving, saves, step_flops, elapsed_s, most_steps)
+    training = _scheduled(run, draft, choice, pauses, saving, step_flops, elapsed_s, most_steps)
     tokens = training.steps * tokens_per_step
+    clock_s = None if run.train.steps else run.budget.time
+    saves = 1 if clock_s is None else 1 + reviews_to_come(0, 0, training)
     sated = training.steps == most_steps
     open_end_s = None if sated else clock_s
     train_time_s = _train_time(training, step_s, paused_time(training, pauses, saves))
@@ -277,20 +276,18 @@ def _scheduled(
     choice: Choice,
     pauses: Pauses,
     saving: Interval,
-    saves: int,
     step_flops: float,
     elapsed_s: float,
     most_steps: int | None,
 ) -> Training:
     """The draft with the steps that fit the budget, and the intervals between validations and checkpoints."""
     step_s = choice.step_time.p50
-    eval_every = interval(pauses.eval_s, step_s, EVAL_SHARE)
-    checkpoint_every = max(1, math.ceil(saving.time_s / step_s))
+    eval_every = run.train.eval_every or interval(pauses.eval_s, step_s, EVAL_SHARE)
+    checkpoint_every = run.train.checkpoint_every or max(1, math.ceil(saving.time_s / step_s))
     if run.train.steps:
         steps = run.train.steps
     elif run.budget.time is not None:
-        left_s = run.budget.time - elapsed_s
-        steps = num_steps(left_s, step_s, pauses, eval_every=eval_every, checkpoint_every=checkpoint_every, saves=saves)
+        steps = _filling(run.budget.time - elapsed_s, step_s, pauses, draft, eval_every, checkpoint_every)
     else:
         steps = int((run.budget.flops or 0) / step_flops)
         if steps < 1:
@@ -307,3 +304,16 @@ def _scheduled(
             "log_every": max(1, steps // 200),
         }
     )
+
+
+def _filling(
+    time_s: float, step_s: float, pauses: Pauses, draft: Training, eval_every: int, checkpoint_every: int
+) -> int:
+    """Steps that fill the time: they also wait for the checkpoints of the moments when the plan meets the clock.
+
+    So few that it never does may still fit where more would not.
+    """
+    every = {"eval_every": eval_every, "checkpoint_every": checkpoint_every}
+    alone = num_steps(time_s, step_s, pauses, **every)
+    reviews = reviews_to_come(0, 0, draft.model_copy(update={"steps": alone}))
+    return max(fitting_steps(time_s, step_s, pauses, **every, saves=1 + reviews), min(alone, LEAST_SETTLING))

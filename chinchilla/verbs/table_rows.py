@@ -17,8 +17,8 @@ from chinchilla.verbs.prepared import Kind, Prepared, Tell
 NO_TOKENS = 4
 """The vocabulary of a model that reads no text: the special tokens' ids alone."""
 
-PIECES = 32
-"""That a number's line is bent between (docs/tables.md: trials)."""
+MOST_PIECES, ROWS_A_PIECE = 32, 50
+"""Pieces that a number's line is bent between at most, and the training rows for each (docs/tables.md: trials)."""
 
 
 def _examples(run: Run, split: TableSplit) -> tuple[tuple[dict[str, str | None], str, str], ...]:
@@ -29,9 +29,15 @@ def _shown(record: dict[str, str | None]) -> str:
     return ", ".join(f"{name}={value}" for name, value in record.items() if value is not None)
 
 
+def pieces(num_rows: int) -> int:
+    """How many a number's line has where there are so many training rows: few would bend it around each of them."""
+    return max(1, min(MOST_PIECES, num_rows // ROWS_A_PIECE))
+
+
 def _prepare(run: Run, split: TableSplit, task: Task, test: tuple[Any, ...], tell: Tell) -> Prepared:
     columns, classes = split.columns, split.classes.model_copy(update={"costs": run.costs})
-    stem = TableStem(num_numeric=len(columns.numbers), cardinalities=columns.cardinalities, pieces=PIECES)
+    bent = pieces(len(split.train))
+    stem = TableStem(num_numeric=len(columns.numbers), cardinalities=columns.cardinalities, pieces=bent)
     tell(f"{len(columns.numbers)} numbers and {len(columns.categories)} categories a row, {len(classes.names)} classes")
 
     def make(rows: TableRows, labels: int, seed: int, like: TableBatches | None = None) -> TableBatches:

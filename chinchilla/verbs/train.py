@@ -14,7 +14,7 @@ import torch
 from chinchilla.compression.compare import latencies
 from chinchilla.config.adapter import Adapter
 from chinchilla.config.costs import Costs
-from chinchilla.config.errors import BudgetError, StoppedError
+from chinchilla.config.errors import StoppedError
 from chinchilla.config.estimate import Estimate
 from chinchilla.config.load import Loaded
 from chinchilla.config.plan import LABELS, Label, OptimizerKind, Plan
@@ -26,7 +26,7 @@ from chinchilla.models.adapter_files import write_adapter
 from chinchilla.models.hub import write_model
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning.memory import state
-from chinchilla.planning.pauses import num_steps, paused_time
+from chinchilla.planning.pauses import fitting_steps, paused_time
 from chinchilla.store import checkpoint
 from chinchilla.store.atomic import write_text
 from chinchilla.store.run_folder import RunFolder, require_room, require_writable
@@ -286,10 +286,8 @@ def _replanner(made: Plan, budget_time_s: float) -> Callable[[Review], int | Non
         if (1 - NEW_PLAN_ABOVE) * left_s <= needed_s <= left_s:
             return None
         every = {"eval_every": training.eval_every, "checkpoint_every": training.checkpoint_every}
-        try:
-            fitting = review.step + num_steps(left_s, review.step_time_s, pauses, **every, saves=review.saves)
-        except BudgetError:
-            fitting = review.step + 1  # so that the run can end
+        more = fitting_steps(left_s, review.step_time_s, pauses, **every, saves=review.saves)
+        fitting = review.step + max(1, more)
         return min(fitting, made.most_steps or fitting)
 
     return replan

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chinchilla.config.errors import BudgetError
 from chinchilla.config.plan import Pauses
-from chinchilla.planning.pauses import interval, num_steps, paused_time
+from chinchilla.planning.pauses import fitting_steps, interval, num_steps, paused_time
 
 
 @given(
@@ -23,12 +23,12 @@ def test_steps_fill_the_time_but_no_more(
         evals, checkpoints = steps // eval_every + 1, steps // checkpoint_every + saves
         return steps * step_s + evals * eval_s + checkpoints * checkpoint_s
 
+    pauses = Pauses(eval_s=eval_s, checkpoint_s=checkpoint_s)
     if time_s < step_s + 2 * eval_s + (1 + saves) * checkpoint_s:
         return
-    steps = num_steps(
-        time_s, step_s, Pauses(eval_s=eval_s, checkpoint_s=checkpoint_s), eval_every=eval_every,
-        checkpoint_every=checkpoint_every, saves=saves,
-    )  # fmt: skip
+    every = {"eval_every": eval_every, "checkpoint_every": checkpoint_every}
+    steps = fitting_steps(time_s, step_s, pauses, **every, saves=saves)
+    assert num_steps(time_s, step_s, pauses, **every) >= steps
     assert spent(steps) <= time_s * (1 + 1e-9)
     assert time_s - spent(steps) <= step_s + 2 * eval_s + (1 + saves) * checkpoint_s + 1e-6 * time_s
 
@@ -56,10 +56,11 @@ def test_no_cost_allows_every_step() -> None:
 def test_the_pauses_are_those_that_a_run_makes(
     steps: int, eval_every: int, checkpoint_every: int, saves: int, data: st.DataObject
 ) -> None:
-    """As the trainer does: after each step, counted one by one; powers of 1,000 tell the two kinds apart."""
+    """As the trainer does after each step, and after the one that is under review: first the review, whose checkpoint
+    is among the saves, then the validation. A factor of 1,000 tells the two kinds apart."""
     after = data.draw(st.integers(0, steps - 1))
     training = SimpleNamespace(steps=steps, eval_every=eval_every, checkpoint_every=checkpoint_every)
-    evals, checkpoints = 0, saves - 1
+    evals, checkpoints = int(after > 0 and after % eval_every == 0), saves - 1
     for step in range(after + 1, steps + 1):
         evals += step == steps or step % eval_every == 0
         checkpoints += step == steps or step % checkpoint_every == 0

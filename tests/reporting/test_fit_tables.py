@@ -32,11 +32,11 @@ def runs(task: TaskName | None) -> Runs:
 
 @pytest.mark.parametrize(
     ("task", "one", "many"),
-    [(None, "token", "tokens"), ("classify_table", "example", "examples"), ("recommend", "item", "items")],
+    [(None, "a token", "tokens"), ("classify_table", "an example", "examples"), ("recommend", "an item", "items")],
 )
 def test_a_fit_counts_what_its_runs_count(task: TaskName | None, one: str, many: str):
     law = plain(fit_tables(study(runs(task), 60)))
-    assert f"nats a {one} " in law
+    assert f"nats {one} " in law
     assert many in law
     growth = plain(fit_tables(envelope(runs(task), 60)))
     assert f"of {many}" in growth

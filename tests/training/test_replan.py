@@ -48,11 +48,12 @@ def test_the_plan_meets_the_clock_again_before_the_decay_and_never_after(tmp_pat
     trainer = make_trainer(tmp_path / "a", steps=40, replan=(replan := Replanner(None)))
     trainer.run()
     assert [review.step for review in replan.asked] == [8, 24]
+    assert [review.saves for review in replan.asked] == [3, 2]
     lengthened = make_trainer(tmp_path / "b", steps=40, replan=lambda review: 60 if review.step == 24 else None)
     assert lengthened.run().steps == 60
     cosine = make_trainer(tmp_path / "c", steps=40, schedule="cosine", replan=(replan := Replanner(None)))
     cosine.run()
-    assert [review.step for review in replan.asked] == [8]
+    assert [(review.step, review.saves) for review in replan.asked] == [(8, 2)]
 
 
 def test_a_new_plan_is_saved_at_once(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_fakes import make_training
 
-from chinchilla.training.schedule import rate_scale
+from chinchilla.training.schedule import rate_scale, review_due, reviews_to_come
 
 
 def course(**changes) -> list[float]:
@@ -79,3 +79,14 @@ def test_a_new_number_of_steps_leaves_a_wsd_course_at_the_peak_alone(settings, s
     decay = max(round(old.decay_fraction * old.steps), round(old.decay_fraction * steps), 1)
     for step in range(0, min(old.steps, steps) - decay, 97):
         assert rate_scale(step, old) == rate_scale(step, new)
+
+
+@given(SETTINGS, st.integers(0, 2), st.data())
+def test_the_reviews_to_come_are_those_that_come(settings, reviews, data):
+    """As the trainer asks, after each step."""
+    training = make_training(**settings)
+    step = data.draw(st.integers(0, training.steps - 1))
+    expected, made = reviews_to_come(step, reviews, training), reviews
+    for later in range(step + 1, training.steps + 1):
+        made += review_due(later, made, training)
+    assert made - reviews == expected

@@ -15,6 +15,7 @@ from chinchilla.planning.count import flops_per_token
 from chinchilla.planning.search import build
 from chinchilla.verbs.draft import draft_training
 from chinchilla.verbs.prepare import prepare
+from chinchilla.verbs.table_rows import pieces
 
 
 @pytest.fixture
@@ -108,3 +109,10 @@ def test_few_rows_of_a_table_are_learned_in_small_steps_at_a_low_rate(tmp_path, 
     assert draft_training(run, small_machine, many, 60.0).batch_tokens == 100
     run = run.model_copy(update={"train": run.train.model_copy(update={"optimizer": "adamw"})})
     assert draft_training(run, small_machine, prepared, 60.0).learning_rate == 3e-4
+
+
+def test_few_rows_bend_a_number_in_few_places(tmp_path):
+    words = contract_data.write("classify_table", tmp_path)
+    facts = prepare(load_run(None, ["task=classify_table", "budget.time=60s", *words]).run).facts
+    assert facts.stem.pieces == pieces(facts.num_examples) < 32
+    assert [pieces(rows) for rows in (30, 399, 700, 5_000)] == [1, 7, 14, 32]

@@ -40,7 +40,7 @@ def test_a_fit_counts_what_its_runs_count(task: TaskName | None, one: str, many:
     assert many in law
     growth = plain(fit_tables(envelope(runs(task), 60)))
     assert f"of {many}" in growth
-    assert ("token" in law + growth) is (one == "token")
+    assert ("token" in law + growth) is (one == "a token")
 
 
 def test_runs_that_would_settle_a_law_are_told_in_what_is_counted():

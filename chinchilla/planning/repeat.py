@@ -25,7 +25,7 @@ from chinchilla.planning.laws import (
     ChinchillaLaw,
     effective_tokens,
 )
-from chinchilla.planning.valley import last, lowest
+from chinchilla.planning.valley import last
 
 MEASURED_EPOCHS = Span(low=1, high=60)
 """Where most of the fitted runs lie; those with more overfit, which the form cannot follow (R² = 0.77)."""
@@ -111,15 +111,17 @@ class RepeatLaw(Frozen):
             return fresh
         budget = flops / FLOPS_PER_PARAM_TOKEN
 
-        def loss(log_tokens: float) -> float:
+        def lowest(log_tokens: float) -> bool:
+            """Whether the loss is at its least, or falls: told by its rise, since of losses rounding alone is left."""
             tokens = math.exp(log_tokens)
-            return self.loss(budget / tokens, tokens, unique)
+            num_params = budget / tokens
+            # Where parameters are worn out the rise is of the form e^(-N/worn), and so is what it has added up to.
+            worn = self.base.params_for(unique) * self.param_half_life.value
+            added = self._rise(num_params, tokens, unique) / max(1.0, num_params / worn)
+            return added <= SAME_LOSS * self.loss(num_params, tokens, unique)
 
         # Fewer tokens than there are would only be the fresh case again; at the upper end one parameter is left.
-        most = math.log(fresh[1]) + math.log(fresh[0])
-        best = lowest(loss, math.log(unique), most)
-        least = loss(best)
-        tokens = math.exp(last(lambda point: loss(point) <= least * (1 + SAME_LOSS), best, most))
+        tokens = math.exp(last(lowest, math.log(unique), math.log(fresh[1]) + math.log(fresh[0])))
         return budget / tokens, tokens
 
     def best_size(self, flops: float, unique: float) -> Estimate:
@@ -158,6 +160,16 @@ class RepeatLaw(Frozen):
         """Whether the loss of such a run is not the base law's: tokens repeat, or parameters are in excess."""
         return tokens > unique or num_params > self.base.params_for(unique)
 
+    def _rise(self, num_params: float, tokens: float, unique: float) -> float:
+        """dL/d(log D) where N·D stays: what fewer parameters cost, less what more tokens gain."""
+        base, useful = self.base, min(num_params, self.base.params_for(unique))
+        tokens_life, params_life = self.token_half_life.value, self.param_half_life.value
+        alpha, beta = base.param_exponent.value, base.token_exponent.value
+        size, seen = effective_tokens(useful, num_params, params_life), effective_tokens(unique, tokens, tokens_life)
+        cost = alpha * base.param_scale.value * size ** -(alpha + 1) * _kept(useful, num_params, params_life)
+        gain = beta * base.token_scale.value * seen ** -(beta + 1) * _kept(unique, tokens, tokens_life)
+        return cost * num_params - gain * tokens
+
     def _with(self, token_half_life: float, param_half_life: float) -> Self:
         """The law with other half-lives."""
         values = {"token_half_life": token_half_life, "param_half_life": param_half_life}
@@ -171,6 +183,11 @@ class RepeatLaw(Frozen):
         return self.base.loss(
             effective_tokens(useful, num_params, param_half_life), effective_tokens(unique, tokens, token_half_life)
         )
+
+
+def _kept(unique: float, seen: float, half_life: float) -> float:
+    """What one more is worth after `seen` of `unique`: the derivative of `effective_tokens`."""
+    return math.exp(-max(0.0, seen / unique - 1) / half_life)
 
 
 def _ends(half_life: Constant) -> tuple[float, float]:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chinchilla.config.errors import BudgetError
@@ -156,6 +156,7 @@ def test_another_laws_optimum_on_short_text_is_the_best_of_a_grid(flops: float, 
 
 @settings(max_examples=40)
 @given(budgets, st.floats(3, 15).map(lambda exponent: 10.0**exponent), st.floats(1, 1e3))
+@example(1e17, 1000.0, 1.0000000000000002)
 def test_of_less_text_the_best_model_is_no_larger_and_no_better(flops: float, unique: float, shortage: float) -> None:
     rule = repeated(BESIROGLU)
     rich, poor = (rule.optimum(flops, text) for text in (unique, unique / shortage))

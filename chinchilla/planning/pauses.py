@@ -52,6 +52,6 @@ def paused_time(training: Training, pauses: Pauses, saves: int, after: int = 0) 
     return evals * pauses.eval_s + checkpoints * pauses.checkpoint_s
 
 
-def interval(cost_s: float, step_time_s: float, share: float) -> int:
+def steps_between(cost_s: float, step_time_s: float, share: float) -> int:
     """Steps between two events of `cost_s` each so that they take at most `share` of the time."""
     return max(1, math.ceil(cost_s * (1 - share) / (share * step_time_s)))

@@ -8,8 +8,8 @@ from chinchilla.training.allocator import peak_bytes, release_freed_memory, rese
 from chinchilla.training.trainer import Trainer
 
 LEAST_STEPS, SETTLING_STEPS = 5, 2
-"""Steps that a probe takes at least, and those that are not timed: the first sets up, the second, with gradients
-of the step before in memory, still meets much for the first time."""
+"""Steps that a probe takes at least, and those that are not timed: the first sets things up, and the second may still
+be slow (SmolLM2-135M's took 10 and 5.8 s on two cores, later ones 4.2)."""
 
 POINTS = 12
 

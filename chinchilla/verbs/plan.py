@@ -22,7 +22,7 @@ from chinchilla.planning.adapters import kept_params, trained_params
 from chinchilla.planning.interval import Interval, checkpoint_interval
 from chinchilla.planning.machine import step_time
 from chinchilla.planning.own_law import OwnLaw, read_law
-from chinchilla.planning.pauses import fitting_steps, interval, num_steps, paused_time
+from chinchilla.planning.pauses import fitting_steps, num_steps, paused_time, steps_between
 from chinchilla.planning.rows import rows_of
 from chinchilla.training.allocator import keep_freed_memory, release_freed_memory, used_bytes
 from chinchilla.training.schedule import LEAST_SETTLING, reviews_to_come
@@ -282,7 +282,7 @@ def _scheduled(
 ) -> Training:
     """The draft with the steps that fit the budget, and the intervals between validations and checkpoints."""
     step_s = choice.step_time.p50
-    eval_every = run.train.eval_every or interval(pauses.eval_s, step_s, EVAL_SHARE)
+    eval_every = run.train.eval_every or steps_between(pauses.eval_s, step_s, EVAL_SHARE)
     checkpoint_every = run.train.checkpoint_every or max(1, math.ceil(saving.time_s / step_s))
     if run.train.steps:
         steps = run.train.steps

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chinchilla.config.errors import BudgetError
 from chinchilla.config.plan import Pauses
-from chinchilla.planning.pauses import fitting_steps, interval, num_steps, paused_time
+from chinchilla.planning.pauses import fitting_steps, num_steps, paused_time, steps_between
 
 
 @given(
@@ -42,14 +42,14 @@ def test_no_time_for_a_step_is_refused() -> None:
 
 @given(st.floats(0, 100), st.floats(1e-3, 10), st.floats(0.001, 0.5))
 def test_an_interval_keeps_an_event_within_its_share(cost_s: float, step_s: float, share: float) -> None:
-    steps = interval(cost_s, step_s, share)
+    steps = steps_between(cost_s, step_s, share)
     assert cost_s <= share * (cost_s + steps * step_s) * (1 + 1e-9)
     assert steps == 1 or cost_s > share * (cost_s + (steps - 1) * step_s) * (1 - 1e-9)
 
 
 def test_no_cost_allows_every_step() -> None:
-    assert interval(0.0, 1.0, 0.05) == 1
-    assert math.isclose(interval(1.0, 1.0, 0.05), 19)
+    assert steps_between(0.0, 1.0, 0.05) == 1
+    assert math.isclose(steps_between(1.0, 1.0, 0.05), 19)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), st.integers(1, 3), st.data())
@@ -64,5 +64,6 @@ def test_the_pauses_are_those_that_a_run_makes(
     for step in range(after + 1, steps + 1):
         evals += step == steps or step % eval_every == 0
         checkpoints += step == steps or step % checkpoint_every == 0
-    paused_s = paused_time(training, Pauses(eval_s=1.0, checkpoint_s=1000.0), saves, after)  # type: ignore[arg-type]
+    costs = Pauses(eval_s=1.0, checkpoint_s=1000.0)
+    paused_s = paused_time(training, costs, saves, after)  # type: ignore[arg-type]  # what it looks at of a training
     assert paused_s == evals + 1000 * checkpoints

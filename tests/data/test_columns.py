@@ -14,7 +14,7 @@ from sklearn.preprocessing import QuantileTransformer
 from chinchilla.config.errors import DataError, FaultError
 from chinchilla.data.cells import column_array, kind_of, numbers, problems, seconds
 from chinchilla.data.classes import Classes
-from chinchilla.data.column_fit import fit_columns, known_categories, quantile_knots
+from chinchilla.data.column_fit import fit_columns, known_categories, quantile_knots, telling_knots
 from chinchilla.data.columns import Columns, NumberColumn, time_part
 from chinchilla.data.rows import MalformedError
 from chinchilla.data.table_classes import TableClasses
@@ -24,6 +24,10 @@ from chinchilla.data.tables import Table
 def table(**columns) -> Table:
     arrays = {name: column_array(pyarrow.array(cells)) for name, cells in columns.items()}
     return Table("a.csv", arrays, np.arange(1, len(next(iter(arrays.values()))) + 1))
+
+
+NO_LABELS = np.zeros(0, dtype=np.int64)
+"""Of few rows the classes choose nothing."""
 
 
 def fitted(values) -> NumberColumn:
@@ -49,6 +53,41 @@ def test_numbers_are_normalised_as_scikit_learn_does_it(kind):
     inner = (values > values.min()) & (values < values.max()) & (np.abs(wanted) < 2.5)
     assert inner.mean() > 0.8
     assert np.allclose(fitted(values).encode(values)[inner], wanted[inner], atol=1e-6)
+
+
+def test_of_many_rows_knots_are_where_the_class_changes():
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.lognormal(3, 2, 11_000), np.full(9_000, 7.0)])
+    edges = [2.0, 7.0, 50.0, 60.0, 400.0]
+    labels = np.searchsorted(edges, values) % 2 ^ (random.random(len(values)) < 0.1)
+    knots = np.array(telling_knots(values, labels))
+    assert len(knots) == 33
+    assert (knots[0], knots[-1]) == (values.min(), values.max())
+    # Each edge has a knot with next to no rows between.
+    for edge in edges:
+        nearest = knots[np.abs(knots - edge).argmin()]
+        between = (values > min(edge, nearest)) & (values < max(edge, nearest))
+        assert between.sum() <= 40, (edge, nearest)
+    plain = np.array(quantile_knots(values))[::8]
+    assert min(np.abs(plain - 60)) > min(np.abs(knots - 60))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_knots_that_classes_choose_are_of_the_values_own_size(scale):
+    values = np.arange(20_000) % 1_000 * scale
+    labels = (values > 300 * scale).astype(np.int64)
+    knots = np.array(telling_knots(values, labels)) / scale
+    assert np.all(np.diff(knots) > 0) and np.isclose(knots, 300.5).any()
+
+
+def test_of_few_rows_or_one_number_classes_choose_no_knots():
+    values = np.append(np.arange(9_999.0), np.nan)
+    (few,) = fit_columns(table(x=values), {"x": "number"}, (), np.arange(10_000) % 2).numbers
+    assert few.knots == quantile_knots(values)
+    (many,) = fit_columns(table(x=np.arange(10_000.0)), {"x": "number"}, (), np.arange(10_000) // 4_000).numbers
+    assert len(many.knots) == 33 and 3_999.5 in many.knots and 7_999.5 in many.knots
+    two = telling_knots(np.arange(20_000) % 2.0, np.arange(20_000) % 2)
+    assert (two[0], two[-1]) == (0.0, 1.0) and 0.5 in two
 
 
 def test_two_values_have_the_middles_of_their_ranks():
@@ -140,14 +179,14 @@ def test_dates_are_written_as_in_iso_8601(text, instant):
 
 def test_parts_of_instants_that_do_not_vary_are_left_out():
     days = table(d=[f"2024-03-{day:02}" for day in range(1, 29)])
-    assert fit_columns(days, {"d": "time"}, ()).names == ("d", "d: year", "d: weekday")
+    assert fit_columns(days, {"d": "time"}, (), NO_LABELS).names == ("d", "d: year", "d: weekday")
     hours = table(d=[f"2024-03-01 {hour:02}:00" for hour in range(24)])
-    assert fit_columns(hours, {"d": "time"}, ()).names == ("d", "d: year", "d: hour")
+    assert fit_columns(hours, {"d": "time"}, (), NO_LABELS).names == ("d", "d: year", "d: hour")
 
 
 def test_rare_categories_are_unknown_and_missing_ones_have_a_code(tmp_path):
     cells = ["b"] * 60 + ["a"] * 30 + [None] * 5 + ["odd", "odder"]
-    columns = fit_columns(table(c=cells), {"c": "category"}, ())
+    columns = fit_columns(table(c=cells), {"c": "category"}, (), NO_LABELS)
     assert columns.categories[0].categories == ("a", "b")
     assert columns.cardinalities == (4,)
     found = columns.encode(table(c=["a", "b", "odd", "never seen", None]))
@@ -166,6 +205,7 @@ COLUMNS = fit_columns(
     ),
     {"age": "number", "city": "category", "ok": "category", "day": "time"},
     ("label", "id"),
+    NO_LABELS,
 )
 CODEC = TableClasses(COLUMNS, Classes(names=("no", "yes"), positive="yes"))
 
@@ -198,7 +238,7 @@ def test_a_parquet_files_row_and_its_cells_as_texts_are_encoded_alike(kind):
     stored, value = STORED[kind]
     cells = pyarrow.array([value(number % 7) for number in range(60)], stored)
     rows = Table("a.parquet", {"x": column_array(cells)}, np.arange(60))
-    columns = fit_columns(rows, {"x": kind_of(rows.columns["x"])}, ())
+    columns = fit_columns(rows, {"x": kind_of(rows.columns["x"])}, (), NO_LABELS)
     assert np.array_equal(columns.encode_records(list(rows.records())), columns.encode(rows))
 
 

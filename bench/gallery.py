@@ -67,7 +67,7 @@ the same rows.
 NOTES = {
     "adult": "Not worse than boosting beyond the interval; lost to the tuned one by three tenths of a point, in one "
     "cross-validation, on a faster machine than the other tables. More in [tables](tables.md#against-boosting). The "
-    "picture is of an earlier run.",
+    "pictures are of an earlier run.",
     "ddtp-summaries": "Lost to the lead sentence: a long description often says in its first one what the short one "
     "says, in the same words, and a network of minutes has no way to copy them but to learn each. A BART of that size "
     "from scratch is far behind both.",

@@ -20,7 +20,7 @@ TOLD_KNOTS, TOLD_ROWS = 33, 50
 """Knots that the classes choose: as many as make a model's 32 pieces. Between two of the tree's are so many rows."""
 
 MANY_ROWS = 10_000
-"""From so many training rows on the classes choose knots (docs/tables.md: trials)."""
+"""From so many known numbers on the classes choose knots (docs/tables.md: trials)."""
 
 MAX_CATEGORIES = 1000
 

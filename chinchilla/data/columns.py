@@ -26,7 +26,8 @@ UNKNOWN = 1
 class NumberColumn(Frozen):
     """A number brought to N(0, 1) by its quantiles in the training data, where one that comes n times weighs √n.
 
-    `knots` are those quantiles, evenly spaced from 0 to 1; `count` is how many numbers they come from. Of a column of
+    `knots` are those quantiles, evenly spaced from 0 to 1, or of many rows numbers that the classes chose (see
+    `telling_knots`), which share the range equally; `count` is how many numbers they come from. Of a column of
     dates, `part` is taken: "value" the seconds since 1970, "year" how much of the year is over, "month" from 1,
     "weekday" from 0 for Monday, "hour" with its fraction.
     """

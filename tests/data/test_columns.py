@@ -80,7 +80,7 @@ def test_knots_that_classes_choose_are_of_the_values_own_size(scale):
     assert np.all(np.diff(knots) > 0) and np.isclose(knots, 300.5).any()
 
 
-def test_of_few_rows_or_one_number_classes_choose_no_knots():
+def test_classes_choose_knots_from_10000_known_numbers_on():
     values = np.append(np.arange(9_999.0), np.nan)
     (few,) = fit_columns(table(x=values), {"x": "number"}, (), np.arange(10_000) % 2).numbers
     assert few.knots == quantile_knots(values)

@@ -2,7 +2,9 @@
 
 import gc
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +26,28 @@ def kept_by(model: nn.Module, call: Callable[[], Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in known)
 
 
-def tensor_peak(call: Callable[[], object]) -> int:
-    """Most bytes of tensors alive at one time during a call, over those alive before it."""
+def tensor_peak(call: Callable[[], object], scratch: int | None = None) -> int:
+    """Most bytes of tensors alive at one time during a call, over those alive before it.
+
+    Where `scratch` is given, what a matrix product takes and lets go before it ends counts up to that many bytes.
+    """
     gc.collect()  # what dies during the call was not alive for it
     with warnings.catch_warnings():
         # The profiler warns about its own defaults, differently in each release.
         warnings.simplefilter("ignore")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
             call()
-    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = sorted(trace.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    moves = [event for event in events if event.name() == "[memory]"]
+    products = [event for event in events if event.name() in ("aten::mm", "aten::addmm", "aten::bmm")]
+    starts = [event.start_ns() for event in products]
     alive, peak = 0, 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
+    for move, after in zip_longest(moves, moves[1:]):
+        taken = move.nbytes()
+        last = bisect_right(starts, move.start_ns()) - 1
+        own = last >= 0 and after is not None and after.start_ns() <= products[last].end_ns()
+        if scratch is not None and own and after.nbytes() == -taken:
+            taken = min(taken, scratch)
+        peak = max(peak, alive + taken)
+        alive += move.nbytes()
     return peak

@@ -16,8 +16,9 @@ from chinchilla.data.columns import CategoryColumn, Columns, NumberColumn, Part
 from chinchilla.data.tables import Table, need_column
 
 KNOTS = 256
-TOLD_KNOTS, TOLD_ROWS = 33, 50
-"""Knots that the classes choose: as many as make a model's 32 pieces. Between two of the tree's are so many rows."""
+
+MOST_PIECES, ROWS_A_PIECE = 32, 50
+"""Pieces that a number's line is bent between at most, and the training rows for each (docs/tables.md: trials)."""
 
 MANY_ROWS = 10_000
 """From so many known numbers on the classes choose knots (docs/tables.md: trials)."""
@@ -113,23 +114,23 @@ def quantile_knots(values: Floats) -> tuple[float, ...]:
 
 
 def telling_knots(values: Floats, labels: NDArray[np.int64]) -> tuple[float, ...]:
-    """Up to 33 numbers between which the known `values` tell the classes `labels` apart, least and greatest included.
+    """Numbers between which the known `values` tell the classes `labels` apart, least and greatest included.
 
-    They are the thresholds of a decision tree of this column alone (Gorishniy 2022, arXiv 2203.05556, §3.2.2); where it
-    finds fewer, quantiles are added, evenly chosen.
+    There are up to 33, the ends of 32 pieces. They are the thresholds of a decision tree of this column alone
+    (Gorishniy 2022, arXiv 2203.05556, §3.2.2); where it finds fewer, quantiles are added, evenly chosen.
     """
     known = ~np.isnan(values)
     quantiles = np.unique(quantile_knots(values))
     different, places = np.unique(values[known], return_inverse=True)
     tree = DecisionTreeClassifier(
-        criterion="entropy", max_leaf_nodes=TOLD_KNOTS - 1, min_samples_leaf=TOLD_ROWS, random_state=0
+        criterion="entropy", max_leaf_nodes=MOST_PIECES, min_samples_leaf=ROWS_A_PIECE, random_state=0
     )
     # Of the values' places, since it takes numbers in single precision. A threshold lies in the middle of two places.
     found = tree.fit(places[:, None], labels[known]).tree_
     below = found.threshold[found.feature >= 0].astype(int)
     knots = np.union1d(different[below] / 2 + different[below + 1] / 2, quantiles[[0, -1]])
     others = np.setdiff1d(quantiles, knots)
-    added = np.linspace(0, len(others) - 1, min(len(others), TOLD_KNOTS - len(knots))).astype(int)
+    added = np.linspace(0, len(others) - 1, min(len(others), MOST_PIECES + 1 - len(knots))).astype(int)
     return tuple(np.union1d(knots, others[added]).tolist())
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from chinchilla.config.run import Run
 from chinchilla.config.shape import TableStem
+from chinchilla.data.column_fit import MOST_PIECES, ROWS_A_PIECE
 from chinchilla.data.table_batches import TableBatches
 from chinchilla.data.table_classes import TableClasses
 from chinchilla.data.table_noise import table_noise
@@ -16,9 +17,6 @@ from chinchilla.verbs.prepared import Kind, Prepared, Tell
 
 NO_TOKENS = 4
 """The vocabulary of a model that reads no text: the special tokens' ids alone."""
-
-MOST_PIECES, ROWS_A_PIECE = 32, 50
-"""Pieces that a number's line is bent between at most, and the training rows for each (docs/tables.md: trials)."""
 
 
 def _examples(run: Run, split: TableSplit) -> tuple[tuple[dict[str, str | None], str, str], ...]:

@@ -53,7 +53,7 @@ HEAD = """# Gallery
 
 Trained by `chinchilla train` within the seconds told, reading and planning included, against what others make of the
 same examples, threads and seconds. Each number is of the test data: the mean of the seeds and, of several, their
-standard deviation. Tables have repeated cross-validation: five folds, twice (Adult once), the same for all sides; the
+standard deviation. Tables have repeated cross-validation: five folds, twice, the same for all sides; the
 intervals of differences allow for what folds share (Nadeau & Bengio 2003). Made by `bench/tasks.py` and
 `bench/gallery.py`; how each side is trained stands in the former. What it names and is not here has not been measured
 yet. Pictures are of the first seed.
@@ -65,9 +65,8 @@ the same rows.
 """
 
 NOTES = {
-    "adult": "Not worse than boosting beyond the interval; lost to the tuned one by three tenths of a point, in one "
-    "cross-validation, on a faster machine than the other tables. More in [tables](tables.md#against-boosting). The "
-    "pictures are of an earlier run.",
+    "adult": "Not worse than boosting beyond the interval; lost to the tuned one by three tenths of a point, on a faster "
+    "machine than the other tables. More in [tables](tables.md#against-boosting).",
     "ddtp-summaries": "Lost to the lead sentence: a long description often says in its first one what the short one "
     "says, in the same words, and a network of minutes has no way to copy them but to learn each. A BART of that size "
     "from scratch is far behind both.",

@@ -9,7 +9,7 @@ out, the last 50 read and the loss over all items, SASRec of 190k parameters has
 0.059 at 10, the best of five models 0.130 and 0.065; a sixth, WEARec, whose own code masks the history, has 0.193 and
 0.102 (github.com/kanishkaRandunu/pswrec2k26, results/ml100k_results.md of commit 0f53911; items that were taken fewer
 than five times are left out there, not here; ours of 1.2M parameters read 512 items). This scores models of ours both
-ways, into bench/results/rank_all_items.csv; `others` is to be what the run itself was scored with.
+ways, into bench/results/rank_all_items.csv; the rows `others` must have the run's own scores.
 """
 
 import argparse

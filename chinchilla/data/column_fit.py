@@ -20,8 +20,8 @@ KNOTS = 256
 MOST_PIECES, ROWS_A_PIECE = 32, 50
 """Pieces that a number's line is bent between at most, and the training rows for each (docs/tables.md: trials)."""
 
-MANY_ROWS = 10_000
-"""From so many known numbers on the classes choose knots (docs/tables.md: trials)."""
+MANY_NUMBERS = 10_000
+"""From so many known numbers on the classes choose a column's knots; below that it has not been tried."""
 
 MAX_CATEGORIES = 1000
 
@@ -114,13 +114,16 @@ def quantile_knots(values: Floats) -> tuple[float, ...]:
 
 
 def telling_knots(values: Floats, labels: NDArray[np.int64]) -> tuple[float, ...]:
-    """Numbers between which the known `values` tell the classes `labels` apart, least and greatest included.
+    """Numbers between which the known `values` (rows,) tell the classes `labels` (rows,) apart, ends included.
 
     There are up to 33, the ends of 32 pieces. They are the thresholds of a decision tree of this column alone
     (Gorishniy 2022, arXiv 2203.05556, §3.2.2); where it finds fewer, quantiles are added, evenly chosen.
+    Of a number that is always the same there is nothing to tell: it has its quantiles.
     """
     known = ~np.isnan(values)
     quantiles = np.unique(quantile_knots(values))
+    if len(quantiles) == 1:
+        return quantile_knots(values)
     different, places = np.unique(values[known], return_inverse=True)
     tree = DecisionTreeClassifier(
         criterion="entropy", max_leaf_nodes=MOST_PIECES, min_samples_leaf=ROWS_A_PIECE, random_state=0
@@ -141,7 +144,7 @@ def _numbers(table: Table, name: str, time: bool, labels: NDArray[np.int64]) -> 
         values = column.values(table)
         if part == "value" or len(np.unique(values[~np.isnan(values)])) > 1:
             count = int((~np.isnan(values)).sum())
-            knots = telling_knots(values, labels) if count >= MANY_ROWS else quantile_knots(values)
+            knots = telling_knots(values, labels) if count >= MANY_NUMBERS else quantile_knots(values)
             yield column.model_copy(update={"knots": knots, "count": count})
 
 

@@ -90,6 +90,20 @@ def test_classes_choose_knots_from_10000_known_numbers_on():
     assert (two[0], two[-1]) == (0.0, 1.0) and 0.5 in two
 
 
+def test_missing_numbers_shift_no_labels():
+    values, labels = np.arange(20_000.0), (np.arange(20_000) >= 12_000).astype(np.int64)
+    values[:5_000] = np.nan
+    knots = telling_knots(values, labels)
+    assert 11_999.5 in knots and (knots[0], knots[-1]) == (5_000, 19_999)
+
+
+def test_many_equal_numbers_are_between_those_below_and_above():
+    values = np.append(np.full(10_000, 3.0), np.nan)
+    (column,) = fit_columns(table(x=values), {"x": "number"}, (), np.arange(10_001) % 2).numbers
+    below, same, above = column.encode(np.array([2.0, 3.0, 4.0]))
+    assert below < same < above and abs(same) < 1e-6
+
+
 def test_two_values_have_the_middles_of_their_ranks():
     values = np.array([0.0] * 70 + [1.0] * 30)
     low, high = fitted(values).encode(np.array([0.0, 1.0]))

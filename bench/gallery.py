@@ -65,8 +65,8 @@ the same rows.
 """
 
 NOTES = {
-    "adult": "Behind boosting in nine of ten folds, by less than the interval; lost to the tuned one by three tenths of "
-    "a point, on a faster machine than the other tables. More in [tables](tables.md#against-boosting).",
+    "adult": "Behind boosting in nine of ten folds, by less than the interval; lost to the tuned one by three tenths "
+    "of a point, on a faster machine than the other tables. More in [tables](tables.md#against-boosting).",
     "ddtp-summaries": "Lost to the lead sentence: a long description often says in its first one what the short one "
     "says, in the same words, and a network of minutes has no way to copy them but to learn each. A BART of that size "
     "from scratch is far behind both.",

@@ -1,7 +1,7 @@
 """Memory of a training step, counted without running it: state, saved activations, logits, peak.
 
-What the process holds besides tensors (interpreter, libraries, data) comes on top, and the products' own scratch
-beyond a copy of their matrix (oneDNN's in bf16: below 2 MB a thread).
+What the process holds besides tensors (interpreter, libraries, data) comes on top, and a bf16 product's scratch beyond
+what is counted of it (docs/planning-counts.md).
 """
 
 from collections import Counter

@@ -18,6 +18,9 @@ BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 LONGEST_PLAIN = 512
 """Longest bf16 sequence whose attention is made of plain products: `models.attention.LONGEST_PLAIN`."""
 
+LEAST_SCRATCH = 1 << 18
+"""What oneDNN takes beside a bf16 product of however small a matrix; by the processor it is 0.1 to 0.5 MB."""
+
 
 @dataclass(frozen=True)
 class Op:
@@ -206,7 +209,8 @@ class Rows:
             # The gradient of the copy is raised to fp32, and takes the copy's place meanwhile.
             yield Op("matrix copy", matrix, makes=FP32 * inputs * outputs)
         drops = (0 if shared else taken) + (matrix if self.low else 0)
-        yield Op("linear", made if keeps else 0, makes=made + matrix, drops=drops, beside=matrix if self.low else 0)
+        scratch = max(matrix, LEAST_SCRATCH) if self.low else 0
+        yield Op("linear", made if keeps else 0, makes=made + matrix, drops=drops, beside=scratch)
 
     def _branch(self) -> Iterator[Op]:
         if self.dropout:

@@ -2,16 +2,11 @@
 
 import gc
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable
-from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-
-MOST_SCRATCH = 2_000_000
-"""What oneDNN takes beside a product at most, on one thread (docs/planning-counts.md)."""
 
 
 def kept_by(model: nn.Module, call: Callable[[], Tensor]) -> int:
@@ -29,29 +24,17 @@ def kept_by(model: nn.Module, call: Callable[[], Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in known)
 
 
-def tensor_peak(call: Callable[[], object], scratch: int | None = None) -> int:
-    """Most bytes of tensors alive at one time during a call, over those alive before it.
-
-    Where `scratch` is given, what a matrix product takes and gives back at once counts up to that many bytes, and what
-    is beyond oneDNN's 2 MB.
-    """
+def tensor_peak(call: Callable[[], object]) -> int:
+    """Most bytes of tensors alive at one time during a call, over those alive before it."""
     gc.collect()  # what dies during the call was not alive for it
     with warnings.catch_warnings():
         # The profiler warns about its own defaults, differently in each release.
         warnings.simplefilter("ignore")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
             call()
-    events = sorted(trace.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    moves = [event for event in events if event.name() == "[memory]"]
-    products = [event for event in events if event.name() in ("aten::mm", "aten::addmm", "aten::bmm")]
-    starts = [event.start_ns() for event in products]
+    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
     alive, peak = 0, 0
-    for move, after in zip_longest(moves, moves[1:]):
-        taken = move.nbytes()
-        last = bisect_right(starts, move.start_ns()) - 1
-        own = last >= 0 and after is not None and after.start_ns() <= products[last].end_ns()
-        if scratch is not None and own and after.nbytes() == -taken:
-            taken = max(min(taken, scratch), taken - MOST_SCRATCH)
-        peak = max(peak, alive + taken)
-        alive += move.nbytes()
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
     return peak

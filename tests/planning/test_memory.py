@@ -18,7 +18,7 @@ from chinchilla.models.head import CHUNK_ROWS, PIECE_TOKENS, ROUND_TOKENS
 from chinchilla.models.transformer import Transformer
 from chinchilla.planning import count, operators
 from chinchilla.planning import memory as planned
-from chinchilla.planning.activations import BYTES, by_operator, parts, saved, saved_bytes
+from chinchilla.planning.activations import by_operator, parts, saved, saved_bytes
 from chinchilla.planning.count import Batch, num_params, parameters
 from chinchilla.planning.memory import memory, state, takes_muon
 from chinchilla.tasks.objective import token_objective
@@ -355,10 +355,7 @@ def one_thread() -> Iterator[None]:
 def gradients_peak(
     shape: Shape, batch: Batch, precision: str, micro_batches: int, recompute: bool, drop_path: float = 0.0
 ) -> int:
-    """Most bytes alive while the trainer's own worker makes gradients; images are held on to, as the trainer does.
-
-    Of a product's own scratch there counts what memory counts: a copy of a matrix. The rest is the processor's.
-    """
+    """Most bytes alive while the trainer's own worker makes gradients; images are held on to, as the trainer does."""
     model = Transformer(shape)
     model.recompute_(recompute)
     model.drop_path_(drop_path)
@@ -367,8 +364,7 @@ def gradients_peak(
     def given(model: Transformer, nothing: object) -> Loss:
         return Loss(loss(model, batch, precision, held), torch.zeros(()))
 
-    matrix = max(prod(sizes) for sizes in parameters(shape).values() if len(sizes) > 1)
-    return tensor_peak(lambda: workers.gradients([{}] * micro_batches, given), scratch=BYTES[precision] * matrix)
+    return tensor_peak(lambda: workers.gradients([{}] * micro_batches, given))
 
 
 @pytest.mark.usefixtures("one_thread")
